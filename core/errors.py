@@ -1,0 +1,153 @@
+"""Every error that latentwire raises on purpose.
+
+    LatentwireError                 code                    raised when
+    ├── MessageError
+    │   ├── BadMessage              bad_message             a frame is no msgpack map of the protocol's shape
+    │   ├── MessageTooLarge         message_too_large       a frame is over the host's limit
+    │   ├── UnknownCommand          unknown_command         nobody answers to the command's name
+    │   ├── InvalidParams           invalid_params          params do not fit the command's model
+    │   └── DuplicateId             duplicate_id            the id is still in use on this connection
+    ├── SettingsError               bad_settings            plugins.toml, environment or command line are wrong
+    ├── PluginError                 plugin_failed           a plugin raised; names the plugin and the hook
+    ├── ModelError
+    │   ├── UnknownModel            unknown_model           no configured model has the name
+    │   └── ModelLoadError          model_load_failed       the files are missing, broken or not allowed
+    ├── JobError
+    │   ├── UnknownJob              unknown_job             the caller has no such job
+    │   ├── TooManyJobs             too_many_jobs           the client or the host has enough to do
+    │   ├── JobCancelled            cancelled               the job was cancelled
+    │   └── JobFailed               job_failed              the pipeline raised
+    ├── HostClosing                 host_closing            the host is shutting down
+    └── InternalError               internal_error          a fault of latentwire's own; please report it
+
+`code` is stable: clients branch on it. `message` is a sentence for a person: what was got, what was
+wanted, what to do. `details` is a list of `{"path", "message", "got"}` whose paths point into `params`.
+"""
+
+from typing import Any, ClassVar
+
+
+class LatentwireError(Exception):
+    """The root of the tree above.
+
+    Args:
+        message: A sentence for a person.
+        details: What is wrong where; each entry's `path` points into `params`.
+    """
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, details: list[dict[str, Any]] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details or []
+
+
+class MessageError(LatentwireError):
+    """A message that the host cannot act on."""
+
+    code = "bad_message"
+
+
+class BadMessage(MessageError):
+    """A frame is no msgpack map of the protocol's shape."""
+
+
+class MessageTooLarge(MessageError):
+    """A frame is over the host's limit."""
+
+    code = "message_too_large"
+
+
+class UnknownCommand(MessageError):
+    """Nobody answers to the command's name."""
+
+    code = "unknown_command"
+
+
+class InvalidParams(MessageError):
+    """The params do not fit the command's model; `details` say where."""
+
+    code = "invalid_params"
+
+
+class DuplicateId(MessageError):
+    """The id is still in use on this connection."""
+
+    code = "duplicate_id"
+
+
+class SettingsError(LatentwireError):
+    """plugins.toml, the environment or the command line are wrong."""
+
+    code = "bad_settings"
+
+
+class PluginError(LatentwireError):
+    """A plugin raised, or its shape is wrong.
+
+    Args:
+        plugin: The plugin's name.
+        hook: The hook that was running; None while the plugin was loading.
+    """
+
+    code = "plugin_failed"
+
+    def __init__(self, message: str, *, plugin: str, hook: str | None = None) -> None:
+        super().__init__(message, [{"plugin": plugin, "hook": hook}])
+        self.plugin = plugin
+        self.hook = hook
+
+
+class ModelError(LatentwireError):
+    """Something about a model."""
+
+    code = "model_load_failed"
+
+
+class UnknownModel(ModelError):
+    """No configured model has the name."""
+
+    code = "unknown_model"
+
+
+class ModelLoadError(ModelError):
+    """A model's files are missing, broken or not allowed."""
+
+
+class JobError(LatentwireError):
+    """Something about a job."""
+
+    code = "job_failed"
+
+
+class UnknownJob(JobError):
+    """The caller has no such job."""
+
+    code = "unknown_job"
+
+
+class TooManyJobs(JobError):
+    """The client or the host has enough to do."""
+
+    code = "too_many_jobs"
+
+
+class JobCancelled(JobError):
+    """The job was cancelled."""
+
+    code = "cancelled"
+
+
+class JobFailed(JobError):
+    """The pipeline raised."""
+
+
+class HostClosing(LatentwireError):
+    """The host is shutting down."""
+
+    code = "host_closing"
+
+
+class InternalError(LatentwireError):
+    """A fault of latentwire's own; please report it."""
