@@ -1,0 +1,1 @@
+"""What a latentwire host is, with no network in it."""

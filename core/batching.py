@@ -1,0 +1,135 @@
+"""Which forwards may be one: several calls of a module merged into one, and the output split again.
+
+A call's rows are the entries along dimension 0 of its batched tensors: two for a picture with guidance.
+Calls may merge when everything but the contents of their rows is equal, which their `key` tells.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSpec:
+    """How a module's forward takes batches.
+
+    Attributes:
+        rows: The argument whose first dimension counts the rows.
+        scalars: Arguments given once a call that the module also takes as one value a row.
+        zero_filled: Tensor arguments whose absence means zeros.
+        denoiser: It runs once a step; the engine lets all other modules go first.
+        bucketed: In mode reproducible it runs at a fixed number of rows. The others run each call alone.
+        most_rows: More than so many rows in one forward gain nothing and cost memory.
+    """
+
+    rows: str
+    scalars: tuple[str, ...] = ()
+    zero_filled: tuple[str, ...] = ()
+    denoiser: bool = False
+    bucketed: bool = False
+    most_rows: int = 1 << 30
+
+
+# by class name; calls of any other module run one by one
+SPECS: dict[str, BatchSpec] = {
+    "UNet2DConditionModel": BatchSpec(
+        rows="sample",
+        scalars=("timestep",),
+        zero_filled=("down_block_additional_residuals", "mid_block_additional_residual"),
+        denoiser=True,
+        bucketed=True,
+    ),
+    "ControlNetModel": BatchSpec(rows="sample", scalars=("timestep",), bucketed=True),
+    "CLIPTextModel": BatchSpec(rows="input_ids"),
+    "Encoder": BatchSpec(rows="sample", most_rows=4),
+    "Decoder": BatchSpec(rows="sample", most_rows=4),
+}
+
+
+@dataclass(slots=True)
+class Parts:
+    """A call taken apart: for each argument its structure and leaves; leaves that are tensors hold rows."""
+
+    rows: int
+    structures: dict[str, Any]
+    leaves: dict[str, list[Any]]
+    key: tuple[Any, ...]
+
+
+class Batcher:
+    """Takes calls of one module apart, and puts them together as one."""
+
+    def __init__(self, spec: BatchSpec, forward: Callable[..., Any]) -> None:
+        self.spec = spec
+        self._signature = inspect.signature(forward)
+
+    def take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parts | None:
+        """The call's parts; None where a tensor has no rows, so that the call can only run alone."""
+        arguments = self._signature.bind(*args, **kwargs).arguments
+        rows = arguments[self.spec.rows].shape[0]
+        structures: dict[str, Any] = {}
+        leaves: dict[str, list[Any]] = {}
+        key: list[Any] = []
+        for name, value in arguments.items():
+            if value is None:
+                continue
+            if name in self.spec.scalars:
+                value = torch.as_tensor(value, dtype=torch.float32).expand(rows)
+            leaves[name], structures[name] = pytree.tree_flatten(value)
+            if not all(_may_merge(leaf, rows) for leaf in leaves[name]):
+                return None
+            if name not in self.spec.zero_filled:
+                key.append((name, structures[name], *map(_kind, leaves[name])))
+        return Parts(rows, structures, leaves, tuple(key))
+
+    def put_together(self, calls: Sequence[Parts], rows: int) -> dict[str, Any]:
+        """Keyword arguments for one forward over all calls' rows, the last row repeated up to `rows`."""
+        padding = rows - sum(call.rows for call in calls)
+        names = {name: call for call in calls for name in call.leaves}
+        merged = {}
+        for name, model in names.items():
+            columns = [call.leaves.get(name) or _zeros(model, name, call.rows) for call in calls]
+            leaves = [
+                _join(column, padding) if isinstance(column[0], torch.Tensor) else column[0]
+                for column in zip(*columns, strict=True)
+            ]
+            merged[name] = pytree.tree_unflatten(leaves, model.structures[name])
+        return merged
+
+
+def split(output: Any, rows: Sequence[int]) -> list[Any]:
+    """The output of one forward as one output a call; rows beyond theirs (padding) are dropped."""
+    leaves, structure = pytree.tree_flatten(output)
+    results, begin = [], 0
+    for count in rows:
+        mine = [leaf[begin : begin + count] if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        results.append(pytree.tree_unflatten(mine, structure))
+        begin += count
+    return results
+
+
+def _may_merge(leaf: Any, rows: int) -> bool:
+    """Whether a leaf holds one entry a row, or is a plain value that can be compared."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf.shape[:1] == (rows,)
+    return leaf is None or isinstance(leaf, bool | int | float | str)
+
+
+def _kind(leaf: Any) -> Any:
+    """What must be equal of a leaf: all but the rows' contents."""
+    return (leaf.shape[1:], leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _zeros(model: Parts, name: str, rows: int) -> list[torch.Tensor]:
+    """What a call would have given that left a zero-filled argument out."""
+    return [leaf.new_zeros((rows, *leaf.shape[1:])) for leaf in model.leaves[name]]
+
+
+def _join(tensors: Sequence[torch.Tensor], padding: int) -> torch.Tensor:
+    if padding:
+        tensors = [*tensors, tensors[-1][-1:].expand(padding, *tensors[-1].shape[1:])]
+    return torch.cat(list(tensors))

@@ -1,0 +1,187 @@
+"""The host's own commands: what each takes, does and gives back. Plugins add theirs beside them."""
+
+import asyncio
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from .describe import describe
+from .errors import InvalidParams, JobCancelled
+from .events import Accepted, Event
+from .jobs import Job
+from .registry import PluginRegistry
+from .requests import GenerateRequest, Strict
+
+if TYPE_CHECKING:
+    from .host import Host
+
+Params = TypeVar("Params", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandContext:
+    """What a handler may use: the host, who asked, and `emit` for events of this one command."""
+
+    host: "Host"
+    client: str
+    emit: Callable[[Event], None]
+
+
+class NoParams(Strict):
+    """This command takes no params."""
+
+
+class CancelParams(Strict):
+    """Which job to cancel."""
+
+    job: str = Field(description="from the accepted event")
+
+
+async def generate(context: CommandContext, request: GenerateRequest) -> dict[str, Any]:
+    """Make one picture or several from a prompt; events stream back until the result."""
+    host = context.host
+    host.runner.build_for(request)  # refuse now what cannot run
+    job = Job(context.client, request, request.seeds(), context.emit)
+    host.jobs.add(job)
+    job.emit(Accepted(job.id, job.seeds))
+    host.runner.start(job)
+    try:
+        return await asyncio.shield(asyncio.wrap_future(job.outcome))
+    except asyncio.CancelledError:
+        job.fail(JobCancelled("the client went away"))
+        raise
+
+
+async def cancel(context: CommandContext, params: CancelParams) -> dict[str, Any]:
+    """Stop a job before its next step; its generate command ends with error code cancelled."""
+    job = context.host.jobs.get(params.job, context.client)
+    return {"job": job.id, "cancelled": job.fail(JobCancelled(f"job {job.id} was cancelled"))}
+
+
+async def jobs(context: CommandContext, params: NoParams) -> dict[str, Any]:
+    """List this client's unfinished jobs, oldest first."""
+    return {
+        "jobs": [
+            {
+                "job": job.id,
+                "state": job.state,
+                "prompt": job.request.prompt,
+                "images": len(job.seeds),
+                "steps_done": job.steps_done,
+                "seconds": round(monotonic() - job.created, 3),
+            }
+            for job in context.host.jobs.all(context.client)
+        ]
+    }
+
+
+async def pipeline_state(context: CommandContext, params: NoParams) -> dict[str, Any]:
+    """Tell what is loaded and what the engine is doing."""
+    host = context.host
+    model = host.settings.defaults.model
+    figures = host.engine.figures
+    return {
+        "model": model,
+        "family": host.store.card(model).family,
+        "scheduler": host.settings.defaults.scheduler,
+        "mode": host.settings.defaults.mode,
+        "device": str(host.device),
+        "dtype": host.store.dtype_of(model),
+        "components": host.store.loaded(),
+        "engine": {
+            "jobs": len(host.jobs.all()),
+            "runs": host.engine.running,
+            "runs_finished": figures.runs_finished,
+            "forwards": figures.forwards,
+            "calls": figures.calls,
+            "rows": figures.rows,
+        },
+    }
+
+
+async def plugins_list(context: CommandContext, params: NoParams) -> dict[str, Any]:
+    """List all plugins in running order: state, hooks, and what went wrong with a failed one."""
+    return {
+        "plugins": [
+            {"name": r.name, "source": r.source, "state": r.state, "hooks": r.hooks, "error": r.error}
+            for r in context.host.plugins.reports
+        ]
+    }
+
+
+async def models_list(context: CommandContext, params: NoParams) -> dict[str, Any]:
+    """List the models that requests may name."""
+    host = context.host
+    loaded = {row["model"] for row in host.store.loaded()}
+    models = []
+    for name in host.store.names():
+        try:
+            card = host.store.card(name)
+        except Exception as error:
+            models.append({"name": name, "error": str(error)})
+            continue
+        models.append(
+            {
+                "name": name,
+                "family": card.family,
+                "description": card.description,
+                "dtype": host.store.dtype_of(name),
+                "size": card.size,
+                "defaults": dict(card.defaults),
+                "default": name == host.settings.defaults.model,
+                "loaded": card.folder.name in loaded,
+            }
+        )
+    return {"models": models}
+
+
+async def describe_host(context: CommandContext, params: NoParams) -> dict[str, Any]:
+    """Give every command, request field and event as JSON Schema, and the names that requests may use."""
+    return describe(context.host)
+
+
+async def ping(context: CommandContext, params: NoParams) -> dict[str, Any]:
+    """Answer with the host's clock, in seconds since 1970."""
+    return {"time": time()}
+
+
+def register_core(registry: PluginRegistry, request_model: type[GenerateRequest]) -> None:
+    """Add the host's own commands."""
+    registry.add_command("generate", request_model, generate)
+    registry.add_command("cancel", CancelParams, cancel)
+    registry.add_command("jobs", NoParams, jobs)
+    registry.add_command("pipeline.state", NoParams, pipeline_state)
+    registry.add_command("plugins.list", NoParams, plugins_list)
+    registry.add_command("models.list", NoParams, models_list)
+    registry.add_command("describe", NoParams, describe_host)
+    registry.add_command("ping", NoParams, ping)
+
+
+def validate(model: type[Params], params: Any, command: str) -> Params:
+    """Params as their model.
+
+    Raises:
+        InvalidParams: `details` name each field, what is wrong with it and what was got.
+    """
+    try:
+        return model.model_validate(params)
+    except ValidationError as error:
+        details = [_detail(problem) for problem in error.errors(include_url=False)]
+        first = details[0]
+        where = ".".join(str(part) for part in first["path"]) or "params"
+        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+        message = f"{command}: {where}: {first['message']}, got {first['got']}{more}"
+        raise InvalidParams(message, details) from error
+
+
+def _detail(problem: Any) -> dict[str, Any]:
+    path = [part for part in problem["loc"] if part not in _UNION_BRANCHES]
+    return {"path": path, "message": problem["msg"], "got": reprlib.repr(problem["input"])}
+
+
+# pydantic names the branch of a union in an error's path; no client knows those names
+_UNION_BRANCHES = {"int", "constrained-int", "list[constrained-int]"}

@@ -1,0 +1,159 @@
+"""What a host tells its clients while it works: plain values, the same on both ends of the wire.
+
+Life-cycle events are never lost. Events with `latest_wins` are: a newer one of the same job, picture
+and kind replaces one that has not been sent yet, so a slow reader gets fewer of them, never late ones.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An encoded picture: `data` holds a file of the named format."""
+
+    format: Literal["png", "jpeg", "webp"]
+    width: int
+    height: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A raw tensor: row-major, little-endian."""
+
+    dtype: Literal["float32", "float16"]
+    shape: list[int]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What all events of a job share: `job`, the id that the host gave it."""
+
+    name: ClassVar[str]
+    latest_wins: ClassVar[bool] = False
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted(Event):
+    """The request is valid and has become a job; `seeds` holds the seed of each of its pictures."""
+
+    name: ClassVar[str] = "accepted"
+
+    seeds: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Loading(Event):
+    """A part of the model is being read: part `part` of `parts`, called `component`."""
+
+    name: ClassVar[str] = "loading"
+
+    model: str
+    component: str
+    part: int
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started(Event):
+    """The model is ready and the engine has the job; `mode` and `scheduler` are the ones in use."""
+
+    name: ClassVar[str] = "started"
+
+    model: str
+    scheduler: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Event):
+    """A denoising step is done.
+
+    `index` is the picture within the job, from 0. `step` counts from 1 to `steps`, the scheduler's own
+    number of model calls (Heun makes 2n - 1 of them for n steps, PNDM n + 1). `sigma` is the noise level
+    where the scheduler has one. `seconds` is the time since the picture's previous step.
+    """
+
+    name: ClassVar[str] = "step"
+
+    index: int
+    step: int
+    steps: int
+    timestep: float
+    sigma: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preview(Event):
+    """The picture as the model predicts it at this step."""
+
+    name: ClassVar[str] = "preview"
+    latest_wins: ClassVar[bool] = True
+
+    index: int
+    step: int
+    steps: int
+    image: Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Latents(Event):
+    """The noisy latents after this step, `(channels, height / 8, width / 8)`."""
+
+    name: ClassVar[str] = "latents"
+    latest_wins: ClassVar[bool] = True
+
+    index: int
+    step: int
+    steps: int
+    latents: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Image(Event):
+    """A picture of the job is finished, as a PNG or as final latents: whichever was asked for."""
+
+    name: ClassVar[str] = "image"
+
+    index: int
+    seed: int
+    image: Picture | None
+    latents: Tensor | None
+
+
+EVENTS: dict[str, type[Event]] = {
+    event.name: event for event in (Accepted, Loading, Started, Step, Preview, Latents, Image)
+}
+
+_FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in (*EVENTS.values(), Picture, Tensor)}
+
+
+def to_plain(event: Event) -> dict[str, Any]:
+    """An event as a map of plain values, without its name."""
+    return {name: _plain(getattr(event, name)) for name in _FIELDS[type(event)]}
+
+
+def from_plain(name: str, values: dict[str, Any]) -> Event:
+    """The event that `to_plain` turned into `values`; fields that this version does not know are left out.
+
+    Raises:
+        KeyError: `name` is no event of this version.
+    """
+    kind = EVENTS[name]
+    known = {key: value for key, value in values.items() if key in _FIELDS[kind]}
+    if known.get("image"):
+        known["image"] = Picture(**known["image"])
+    if known.get("latents"):
+        known["latents"] = Tensor(**known["latents"])
+    return kind(**known)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Picture | Tensor):
+        return {name: getattr(value, name) for name in _FIELDS[type(value)]}
+    return value

@@ -1,0 +1,106 @@
+"""The hooks of a plugin: each gets one context object, whose docstring says what may be changed.
+
+A hook that raises fails the job that it ran for, with an error that names the plugin, and no other job.
+Hooks run in the order of plugins.toml.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image as PILImage
+
+    from .build import PipelineBuild, PipelineCall
+    from .registry import PluginRegistry
+    from .requests import GenerateRequest
+
+PROJECT = "latentwire"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(slots=True)
+class BuildContext:
+    """For `modify_build`. Change the pipeline's parts with `context.build = replace(context.build, ...)`."""
+
+    job: str
+    request: "GenerateRequest"
+    build: "PipelineBuild"
+
+
+@dataclass(slots=True)
+class CallContext:
+    """For `modify_call`. Change the call with `context.call = replace(context.call, ...)` or `.with_extra(...)`.
+
+    `index` is the picture within the job, from 0.
+    """
+
+    job: str
+    index: int
+    request: "GenerateRequest"
+    build: "PipelineBuild"
+    call: "PipelineCall"
+
+
+@dataclass(slots=True)
+class StepContext:
+    """For `step_finished`. `latents` may be replaced by a tensor of the same shape, dtype and device.
+
+    `latents` are the noisy ones after the step, `(1, channels, height / 8, width / 8)`; `original` the
+    finished ones as the model predicts them (x0), read only. `step` counts from 1 to `steps`.
+    """
+
+    job: str
+    index: int
+    request: "GenerateRequest"
+    step: int
+    steps: int
+    timestep: float
+    sigma: float | None
+    latents: "torch.Tensor"
+    _predict: Any = field(repr=False)
+
+    @property
+    def original(self) -> "torch.Tensor":
+        """The predicted picture's latents, computed when first asked for."""
+        return self._predict()
+
+
+@dataclass(slots=True)
+class ImageContext:
+    """For `image_finished`. `image` (RGB) may be replaced; `metadata` becomes text chunks of the PNG."""
+
+    job: str
+    index: int
+    request: "GenerateRequest"
+    seed: int
+    image: "PILImage"
+    metadata: dict[str, str]
+
+
+class HookSpecs:
+    """Every hook that a host calls."""
+
+    @hookspec
+    def register(self, registry: "PluginRegistry") -> None:
+        """Once, while the host starts (main thread): add commands, request fields and schedulers."""
+
+    @hookspec
+    def modify_build(self, context: BuildContext) -> None:
+        """Once a job, before its model is leased (worker thread): change what the pipeline is made of."""
+
+    @hookspec
+    def modify_call(self, context: CallContext) -> None:
+        """Once a picture, before it runs (worker thread): change how the pipeline is called."""
+
+    @hookspec
+    def step_finished(self, context: StepContext) -> None:
+        """After every denoising step (engine thread: all jobs wait for it, so be quick)."""
+
+    @hookspec
+    def image_finished(self, context: ImageContext) -> None:
+        """Once a finished picture, before it is encoded (worker thread); not for output_type latent."""

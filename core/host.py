@@ -1,0 +1,112 @@
+"""A host: settings, plugins, models, one engine and the jobs, with no network in it."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .commands import CommandContext, register_core, validate
+from .engine import Engine
+from .errors import HostClosing, InternalError, LatentwireError, SettingsError, UnknownCommand
+from .events import Event
+from .jobs import JobTable
+from .model_store import ModelStore
+from .plugin_host import PluginHost
+from .registry import PluginRegistry, Registry
+from .requests import GenerateRequest, request_model
+from .runner import Runner
+from .schedulers import diffusers_schedulers
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Host:
+    """Answers commands. Make it, call `warm_up` from a thread if you like, and `close` it.
+
+    Raises:
+        SettingsError: the device is not there, or the default scheduler is unknown.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.device = _device(settings.engine.device)
+        self.registry = Registry()
+        core = PluginRegistry("latentwire")
+        core.schedulers.update(diffusers_schedulers())
+        register_core(core, GenerateRequest)
+        self.registry.merge(core)
+        self.plugins = PluginHost(self.registry)
+        self.plugins.load(settings.plugins, settings.discover)
+        own = self.registry.commands["generate"]
+        self.request_model = request_model(self.registry.fields)
+        self.registry.commands["generate"] = replace(own, params=self.request_model)
+        if settings.defaults.scheduler not in self.registry.schedulers:
+            known = ", ".join(sorted(self.registry.schedulers))
+            raise SettingsError(f"defaults.scheduler is {settings.defaults.scheduler!r}; schedulers: {known}")
+        self.store = ModelStore(settings.models, self.device)
+        self.engine = Engine(settings.engine.max_batch_rows, settings.engine.reproducible_rows)
+        self.jobs = JobTable(settings.limits)
+        self.runner = Runner(settings, self.registry, self.plugins, self.store, self.engine)
+        self.closing = False
+        self.ready = False
+
+    async def dispatch(self, command: str, params: Any, client: str, emit: Callable[[Event], None]) -> dict[str, Any]:
+        """Run one command to its end.
+
+        Args:
+            params: As the client sent them.
+            client: Whose jobs the command may see.
+            emit: Is told of the command's events; from any thread, so it must not block.
+
+        Raises:
+            LatentwireError: the command failed; whatever else a handler raises becomes InternalError.
+        """
+        entry = self.registry.commands.get(command)
+        if entry is None:
+            known = ", ".join(sorted(self.registry.commands))
+            raise UnknownCommand(f"there is no command {command!r}; commands: {known}")
+        if self.closing:
+            raise HostClosing("the host is shutting down and takes no more commands")
+        context = CommandContext(self, client, emit)
+        try:
+            return await entry.handler(context, validate(entry.params, params, command))
+        except LatentwireError:
+            raise
+        except Exception as error:
+            log.exception("command %s failed", command)
+            message = f"{command} failed in plugin {entry.plugin!r}: {type(error).__name__}: {error}"
+            raise InternalError(message) from error
+
+    def warm_up(self) -> None:
+        """Load the default model and run two steps through it, so that the first client waits for nothing."""
+        begin = time.monotonic()
+        self.runner.rehearse(self.runner.build_for(GenerateRequest(prompt="")), self._log_load)
+        self.ready = True
+        log.info("model %s is ready after %.1f s", self.settings.defaults.model, time.monotonic() - begin)
+
+    def close(self) -> None:
+        """End every job and the engine; takes no more commands."""
+        self.closing = True
+        self.ready = False
+        for job in self.jobs.all():
+            job.fail(HostClosing("the host is shutting down"))
+        self.engine.close()
+        self.runner.close()
+
+    def _log_load(self, component: str, part: int, parts: int) -> None:
+        log.info("loading %s (%d of %d)", component, part, parts)
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"engine.device is {wanted!r}, which this machine does not offer: {error}") from error
+    return device

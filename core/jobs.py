@@ -1,0 +1,127 @@
+"""Jobs: one for each accepted `generate`, from its request to its single end."""
+
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Literal
+
+from .engine import Run
+from .errors import JobCancelled, JobFailed, LatentwireError, TooManyJobs, UnknownJob
+from .events import Event
+from .requests import GenerateRequest
+from .settings import LimitSettings
+
+Listener = Callable[[Event], None]
+"""Is told of a job's events; from any thread, so it must not block."""
+
+State = Literal["preparing", "running", "finished", "failed", "cancelled"]
+
+
+@dataclass(eq=False)
+class Job:
+    """One request under way.
+
+    Attributes:
+        id: Given by the host.
+        client: Who sent it; others can neither see nor cancel it.
+        outcome: Becomes the command's result, or the error that ended the job.
+    """
+
+    client: str
+    request: GenerateRequest
+    seeds: list[int]
+    listener: Listener
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    state: State = "preparing"
+    outcome: Future[dict[str, Any]] = field(default_factory=Future)
+    created: float = field(default_factory=monotonic)
+    steps_done: int = 0
+    _runs: list[Run] = field(default_factory=list)
+    _pictures_done: set[int] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def emit(self, event: Event) -> None:
+        """Tell the listener, unless the job is over, or the event is a late preview of a finished picture."""
+        with self._lock:
+            late = event.latest_wins and getattr(event, "index", None) in self._pictures_done
+            if not self.outcome.done() and not late:
+                self.listener(event)
+
+    def picture_done(self, index: int, event: Event) -> bool:
+        """Emit a finished picture; whether it was the last one."""
+        with self._lock:
+            self._pictures_done.add(index)
+            if not self.outcome.done():
+                self.listener(event)
+            return len(self._pictures_done) == len(self.seeds)
+
+    def add_run(self, run: Run) -> bool:
+        """Take note of a run, to stop it with the job; False when the job is over and it must not start."""
+        with self._lock:
+            if not self.outcome.done():
+                self.state = "running"
+                self._runs.append(run)
+            return not self.outcome.done()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """End well; without effect on a job that has ended."""
+        with self._lock:
+            if not self.outcome.done():
+                self.state = "finished"
+                self.outcome.set_result(result)
+
+    def fail(self, error: BaseException) -> bool:
+        """End with an error and stop what still runs; False for a job that has ended."""
+        if not isinstance(error, LatentwireError):
+            error = JobFailed(f"the pipeline failed: {type(error).__name__}: {error}")
+        with self._lock:
+            if self.outcome.done():
+                return False
+            self.state = "cancelled" if isinstance(error, JobCancelled) else "failed"
+            self.outcome.set_exception(error)
+            for run in self._runs:
+                run.stop(error)
+        return True
+
+
+class JobTable:
+    """The unfinished jobs of a host."""
+
+    def __init__(self, limits: LimitSettings) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._jobs: dict[str, Job] = {}
+
+    def add(self, job: Job) -> None:
+        """Take a job on.
+
+        Raises:
+            TooManyJobs: the host, or the job's client, has as many as its limit.
+        """
+        with self._lock:
+            mine = sum(other.client == job.client for other in self._jobs.values())
+            if mine >= self._limits.jobs_per_client:
+                raise TooManyJobs(f"this client has {mine} unfinished jobs, the limit; wait for one or cancel one")
+            if len(self._jobs) >= self._limits.jobs:
+                raise TooManyJobs(f"the host has {len(self._jobs)} unfinished jobs, its limit; try again later")
+            self._jobs[job.id] = job
+        job.outcome.add_done_callback(lambda _: self._jobs.pop(job.id, None))
+
+    def get(self, job_id: str, client: str) -> Job:
+        """A client's own unfinished job.
+
+        Raises:
+            UnknownJob: it has no such job, or no longer.
+        """
+        job = self._jobs.get(job_id)
+        if job is None or job.client != client:
+            raise UnknownJob(f"there is no unfinished job {job_id!r} of this client; `jobs` lists them")
+        return job
+
+    def all(self, client: str | None = None) -> list[Job]:
+        """The unfinished jobs, oldest first; of one client, or of all."""
+        with self._lock:
+            return [job for job in self._jobs.values() if client in (None, job.client)]

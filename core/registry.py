@@ -1,0 +1,108 @@
+"""What plugins and the core have registered: commands, request fields, schedulers, each under one name."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
+
+from .errors import PluginError
+from .schedulers import MakeScheduler
+
+if TYPE_CHECKING:
+    from .commands import CommandContext
+
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandEntry:
+    """A command: its params model, and the handler whose return value is the command's result."""
+
+    name: str
+    params: type[BaseModel]
+    handler: "Callable[[CommandContext, Any], Awaitable[dict[str, Any]]]"
+    plugin: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the handler's docstring."""
+        return (self.handler.__doc__ or "").strip().partition("\n")[0]
+
+
+@dataclass
+class Registry:
+    """All entries of one host, by name."""
+
+    commands: dict[str, CommandEntry] = field(default_factory=dict)
+    fields: dict[str, type[BaseModel]] = field(default_factory=dict)
+    schedulers: dict[str, MakeScheduler] = field(default_factory=dict)
+    owners: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def merge(self, addition: "PluginRegistry") -> None:
+        """Take over everything that one plugin registered, or nothing.
+
+        Raises:
+            PluginError: a name is taken; the error names both owners.
+        """
+        mine = (self.commands, self.fields, self.schedulers)
+        theirs = (addition.commands, addition.fields, addition.schedulers)
+        kinds = ("command", "field", "scheduler")
+        for kind, table, entries in zip(kinds, mine, theirs, strict=True):
+            for name in entries:
+                if name in table:
+                    owner = self.owners[kind, name]
+                    raise PluginError(
+                        f"{kind} {name!r} of plugin {addition.plugin!r} is taken by {owner!r}; rename one",
+                        plugin=addition.plugin,
+                    )
+        for kind, table, entries in zip(kinds, mine, theirs, strict=True):
+            table.update(entries)  # type: ignore[attr-defined]
+            self.owners.update({(kind, name): addition.plugin for name in entries})
+
+
+@dataclass
+class PluginRegistry:
+    """What one plugin registers; it counts only when the plugin's `register` returns.
+
+    `settings` are the plugin's own from plugins.toml, an instance of its `Settings` model (None without one).
+    """
+
+    plugin: str
+    settings: Any = None
+    commands: dict[str, CommandEntry] = field(default_factory=dict)
+    fields: dict[str, type[BaseModel]] = field(default_factory=dict)
+    schedulers: dict[str, MakeScheduler] = field(default_factory=dict)
+
+    def add_command(
+        self,
+        name: str,
+        params: type[BaseModel],
+        handler: "Callable[[CommandContext, Any], Awaitable[dict[str, Any]]]",
+    ) -> None:
+        """Answer to a command.
+
+        Args:
+            name: What clients send; plugins use `theirname.verb`.
+            params: Validates the client's params; its schema appears in `describe`.
+            handler: Async, on the host's event loop; returns the result as a map of plain values. Anything
+                slow belongs into a worker thread.
+        """
+        self._add(self.commands, name, CommandEntry(name, params, handler, self.plugin))
+
+    def add_field(self, name: str, model: type[BaseModel]) -> None:
+        """Add an optional field to `generate`'s request; hooks read it as `context.request.<name>`."""
+        from .requests import GenerateRequest
+
+        if name in GenerateRequest.model_fields or not name.isidentifier() or hasattr(GenerateRequest, name):
+            raise PluginError(f"a request field cannot be called {name!r}; choose another name", plugin=self.plugin)
+        self._add(self.fields, name, model)
+
+    def add_scheduler(self, name: str, make: MakeScheduler) -> None:
+        """Offer a scheduler: `make` takes the model's scheduler config and gives a new object."""
+        self._add(self.schedulers, name, make)
+
+    def _add(self, table: dict[str, Entry], name: str, entry: Entry) -> None:
+        if name in table:
+            raise PluginError(f"plugin {self.plugin!r} registers {name!r} twice", plugin=self.plugin)
+        table[name] = entry

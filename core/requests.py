@@ -1,0 +1,92 @@
+"""What a client may ask for: `GenerateRequest`, validated before anything else sees it.
+
+A plugin adds its own field to the request (`Registry.add_field`); the host then builds a request model
+that holds the core's fields and every plugin's.
+"""
+
+import secrets
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+
+Mode = Literal["exact", "reproducible", "fast"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown fields, guesses no types and takes no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class PreviewOptions(Strict):
+    """How previews of the predicted picture are streamed."""
+
+    format: Literal["jpeg", "webp", "png"] = "jpeg"
+    size: int | None = Field(None, ge=16, le=2048, description="longer side in pixels; the picture's own by default")
+    quality: int = Field(80, ge=1, le=100, description="for jpeg and webp")
+    every: int = Field(1, ge=1, description="one preview every so many steps; the last step always has one")
+    max_rate: float | None = Field(None, gt=0, description="at most so many previews a second")
+
+
+class LatentsOptions(Strict):
+    """How raw latents are streamed."""
+
+    dtype: Literal["float32", "float16"] = "float16"
+    every: int = Field(1, ge=1, description="latents every so many steps; the last step always has them")
+
+
+class StreamOptions(Strict):
+    """What streams back while the job runs."""
+
+    steps: bool = Field(True, description="an event for each step")
+    previews: PreviewOptions | None = None
+    latents: LatentsOptions | None = None
+
+
+class GenerateRequest(Strict):
+    """A picture, or several, from a prompt. What is left out takes the model's or the host's default."""
+
+    prompt: str = Field(max_length=10_000)
+    negative_prompt: str = Field("", max_length=10_000)
+    model: str | None = Field(None, description="a name of models.list; the host's default model if left out")
+    scheduler: str | None = Field(None, description="a name that describe lists; the host's default if left out")
+    num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    guidance_scale: float | None = Field(None, ge=0, le=100, description="1 or less: no guidance, half the work")
+    width: int | None = Field(None, ge=64, le=4096, multiple_of=8, description="pixels")
+    height: int | None = Field(None, ge=64, le=4096, multiple_of=8, description="pixels")
+    num_images: int | None = Field(None, ge=1, le=64, description="one, or as many as there are seeds, if left out")
+    seed: Seed | list[Seed] | None = Field(
+        None, description="of the first picture (the next ones count up), or one for each; random if left out"
+    )
+    mode: Mode | None = Field(None, description="how the engine may share forwards; the host's default if left out")
+    output_type: Literal["png", "latent"] = Field("png", description="what an image event carries")
+    stream: StreamOptions = StreamOptions()
+
+    @field_validator("num_inference_steps", "num_images", "width", "height", mode="before")
+    @classmethod
+    def _whole_numbers(cls, value: Any) -> Any:
+        """JavaScript's msgpack may write 20 as 20.0."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    @model_validator(mode="after")
+    def _seeds_fit(self) -> Self:
+        if isinstance(self.seed, list):
+            if not self.seed or len(self.seed) > 64:
+                raise ValueError(f"seed lists {len(self.seed)} seeds; wanted 1 to 64")
+            if self.num_images not in (None, len(self.seed)):
+                raise ValueError(f"seed lists {len(self.seed)} seeds, but num_images is {self.num_images}")
+        return self
+
+    def seeds(self) -> list[int]:
+        """The seed of each picture; drawn here when the request names none, so call it once a job."""
+        if isinstance(self.seed, list):
+            return list(self.seed)
+        first = secrets.randbits(32) if self.seed is None else self.seed
+        return [first + index for index in range(self.num_images or 1)]
+
+
+def request_model(fields: dict[str, type[BaseModel]]) -> type[GenerateRequest]:
+    """`GenerateRequest` with the plugins' fields: each optional, None when the client leaves it out."""
+    extra: dict[str, Any] = {name: (model | None, None) for name, model in fields.items()}
+    return create_model("GenerateRequest", __base__=GenerateRequest, __doc__=GenerateRequest.__doc__, **extra)

@@ -1,0 +1,255 @@
+"""Takes a job from its request to its pictures: build, lease, calls, runs, previews, PNGs.
+
+Preparing and finishing happen in worker threads; only the pipeline calls are on the engine's thread.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import torch
+from PIL import Image as PILImage
+
+from .build import PipelineBuild, PipelineCall, assemble
+from .engine import Engine, Run
+from .errors import InvalidParams, JobFailed
+from .events import Image, Latents, Loading, Preview, Started, Step
+from .hookspecs import BuildContext, CallContext, ImageContext, StepContext
+from .images import describe_in_png, encode, to_picture, to_size, to_tensor
+from .jobs import Job
+from .model_store import Lease, ModelCard, ModelStore, Progress
+from .painter import Painter
+from .plugin_host import PluginHost
+from .registry import Registry
+from .requests import GenerateRequest, Mode, PreviewOptions
+from .settings import Settings
+from .stepping import FinishedStep, watch
+
+
+class Runner:
+    """Runs the jobs of one host on one engine."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, plugins: PluginHost, store: ModelStore, engine: Engine
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._plugins = plugins
+        self._store = store
+        self._engine = engine
+        # Two pools: a long load must not keep finished pictures waiting.
+        self._prepare_pool = ThreadPoolExecutor(4, "prepare")
+        self._finish_pool = ThreadPoolExecutor(2, "finish")
+        self._painter = Painter(self._finish_pool)
+
+    def start(self, job: Job) -> None:
+        """Begin a job; returns at once, the job's outcome and events say how it goes."""
+        self._prepare_pool.submit(self._prepare, job)
+
+    def close(self) -> None:
+        """Wait for what is in the pools; the engine must be closed already."""
+        self._prepare_pool.shutdown(cancel_futures=True)
+        self._finish_pool.shutdown()
+
+    def build_for(self, request: GenerateRequest) -> PipelineBuild:
+        """The build that a request asks for, before plugins see it.
+
+        Raises:
+            UnknownModel, ModelLoadError: there is no such model, or no usable one.
+            InvalidParams: the scheduler is unknown, or the picture too large.
+        """
+        model = request.model or self._settings.defaults.model
+        scheduler = request.scheduler or self._settings.defaults.scheduler
+        self._check_scheduler(scheduler)
+        card = self._store.card(model)
+        width, height = request.width or card.size, request.height or card.size
+        if width * height > self._settings.limits.pixels:
+            message = f"{width}x{height} is more than {self._settings.limits.pixels} pixels, the host's limit"
+            raise InvalidParams(message, [{"path": ["width"], "message": message, "got": width}])
+        return PipelineBuild(model=model, scheduler=scheduler, dtype=self._store.dtype_of(model))
+
+    def rehearse(self, build: PipelineBuild, progress: Progress) -> None:
+        """Load a build and make two steps with it, without plugins; blocks until done.
+
+        Raises:
+            UnknownModel, ModelLoadError, and whatever the pipeline raises.
+        """
+        lease = self._store.lease(build, progress)
+        try:
+            scheduler = self._registry.schedulers[build.scheduler](lease.card.scheduler_config)
+            pipeline = assemble(lease.card.family, build.task, lease.components, scheduler)
+            outcome: Future[None] = Future()
+
+            def done(_: Any, error: BaseException | None) -> None:
+                if error is None:
+                    outcome.set_result(None)
+                else:
+                    outcome.set_exception(error)
+
+            self._engine.submit(Run("fast", partial(pipeline, "", num_inference_steps=2, output_type="pt"), done))
+            outcome.result()
+        finally:
+            self._store.release(lease)
+
+    def mode_for(self, request: GenerateRequest) -> Mode:
+        return request.mode or self._settings.defaults.mode
+
+    def _check_scheduler(self, name: str) -> None:
+        if name not in self._registry.schedulers:
+            message = f"there is no scheduler {name!r}; schedulers: {', '.join(sorted(self._registry.schedulers))}"
+            raise InvalidParams(message, [{"path": ["scheduler"], "message": message, "got": name}])
+
+    def _prepare(self, job: Job) -> None:
+        """In a worker thread: everything up to the engine."""
+        lease: Lease | None = None
+        try:
+            context = BuildContext(job.id, job.request, self.build_for(job.request))
+            self._plugins.call("modify_build", context)
+            build = context.build
+            self._check_scheduler(build.scheduler)
+            lease = self._store.lease(build, lambda *at: job.emit(Loading(job.id, build.model, *at)))
+            job.outcome.add_done_callback(partial(lambda held, _: self._store.release(held), lease))
+            calls = [self._call_for(job, index, build, lease.card) for index in range(len(job.seeds))]
+            job.emit(Started(job.id, build.model, build.scheduler, self.mode_for(job.request)))
+            for index, call in enumerate(calls):
+                run = self._run_for(job, index, build, call, lease)
+                if not job.add_run(run):
+                    return
+                self._engine.submit(run)
+        except BaseException as error:
+            job.fail(error)
+
+    def _call_for(self, job: Job, index: int, build: PipelineBuild, card: ModelCard) -> PipelineCall:
+        request, defaults = job.request, card.defaults
+        call = PipelineCall(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            num_inference_steps=_first(request.num_inference_steps, defaults.get("num_inference_steps"), 50),
+            guidance_scale=_first(request.guidance_scale, defaults.get("guidance_scale"), 7.5),
+            width=request.width or card.size,
+            height=request.height or card.size,
+            seed=job.seeds[index],
+            output_type=request.output_type,
+        )
+        context = CallContext(job.id, index, request, build, call)
+        self._plugins.call("modify_call", context)
+        return context.call
+
+    def _run_for(self, job: Job, index: int, build: PipelineBuild, call: PipelineCall, lease: Lease) -> Run:
+        scheduler = self._registry.schedulers[build.scheduler](lease.card.scheduler_config)
+        pipeline = assemble(lease.card.family, build.task, lease.components, scheduler)
+        follow = _StepFollower(job, index, lease, self._plugins, self._painter)
+
+        def run_pipeline() -> Any:
+            generator = torch.Generator().manual_seed(call.seed)
+            callback = watch(pipeline, follow)
+            return pipeline(**call.arguments(), generator=generator, callback_on_step_end=callback).images
+
+        def done(images: Any, error: BaseException | None) -> None:
+            if error is not None:
+                job.fail(error)
+            else:
+                array = images[0].float().cpu().numpy()
+                self._finish_pool.submit(self._finish, job, index, build, call, array)
+
+        return Run(self.mode_for(job.request), run_pipeline, done)
+
+    def _finish(self, job: Job, index: int, build: PipelineBuild, call: PipelineCall, array: Any) -> None:
+        """In a worker thread: a picture's pixels (or latents) to its event, and the last one's job to its end."""
+        try:
+            if job.outcome.done():
+                return
+            if call.output_type == "latent":
+                event = Image(job.id, index, call.seed, None, to_tensor(array, "float32"))
+            else:
+                metadata = describe_in_png(_as_run(job, call, build), call, build.model, build.scheduler)
+                context = ImageContext(job.id, index, job.request, call.seed, to_picture(array), metadata)
+                self._plugins.call("image_finished", context)
+                picture = encode(context.image, "png", metadata=context.metadata)
+                event = Image(job.id, index, call.seed, picture, None)
+            if job.picture_done(index, event):
+                job.finish(
+                    {
+                        "job": job.id,
+                        "images": len(job.seeds),
+                        "seeds": job.seeds,
+                        "model": build.model,
+                        "scheduler": build.scheduler,
+                        "mode": self.mode_for(job.request),
+                        "seconds": round(monotonic() - job.created, 4),
+                    }
+                )
+        except BaseException as error:
+            job.fail(error)
+
+
+class _StepFollower:
+    """What happens after each step of one picture, on the engine's thread."""
+
+    def __init__(self, job: Job, index: int, lease: Lease, plugins: PluginHost, painter: Painter) -> None:
+        self._job = job
+        self._index = index
+        self._factors = lease.factors
+        self._plugins = plugins
+        self._painter = painter
+        self._stream = job.request.stream
+        self._preview_at = 0.0
+
+    def __call__(self, finished: FinishedStep) -> torch.Tensor:
+        job, index, step, steps = self._job, self._index, finished.step, finished.steps
+        job.steps_done += 1
+        latents = finished.latents
+        if self._plugins.listens("step_finished"):
+            context = StepContext(
+                job.id, index, job.request, step, steps, finished.timestep, finished.sigma, latents, finished.predict
+            )
+            self._plugins.call("step_finished", context)
+            latents = context.latents
+            if latents.shape != finished.latents.shape:
+                raise JobFailed(f"a plugin changed the latents' shape to {list(latents.shape)} in step_finished")
+        if self._stream.steps:
+            job.emit(Step(job.id, index, step, steps, finished.timestep, finished.sigma, round(finished.seconds, 6)))
+        previews = self._stream.previews
+        if previews is not None and self._preview_is_due(previews, finished):
+            original = finished.predict()[0].float().cpu().numpy()
+            paint = partial(self._paint, original, step, steps, previews)
+            self._painter.paint((job.id, index), paint)
+        options = self._stream.latents
+        if options is not None and (step % options.every == 0 or finished.is_last):
+            tensor = to_tensor(latents[0].float().cpu().numpy(), options.dtype)
+            job.emit(Latents(job.id, index, step, steps, tensor))
+        return latents
+
+    def _preview_is_due(self, options: PreviewOptions, finished: FinishedStep) -> bool:
+        if finished.is_last:
+            return True
+        now = monotonic()
+        if finished.step % options.every or now < self._preview_at:
+            return False
+        self._preview_at = now + (1 / options.max_rate if options.max_rate else 0)
+        return True
+
+    def _paint(self, original: Any, step: int, steps: int, options: PreviewOptions) -> None:
+        small = PILImage.fromarray(self._factors.paint(original))
+        size = options.size or 8 * max(small.size)
+        picture = encode(to_size(small, size), options.format, options.quality)
+        self._job.emit(Preview(self._job.id, self._index, step, steps, picture))
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
+def _as_run(job: Job, call: PipelineCall, build: PipelineBuild) -> dict[str, Any]:
+    """The request that makes this one picture again: every default filled in, its own seed."""
+    request = job.request.model_dump(mode="json", exclude={"stream", "num_images"}, exclude_none=True)
+    values = asdict(build) | {
+        "num_inference_steps": call.num_inference_steps,
+        "guidance_scale": call.guidance_scale,
+        "width": call.width,
+        "height": call.height,
+        "seed": call.seed,
+    }
+    return request | {key: value for key, value in values.items() if key not in ("dtype", "task")}

@@ -1,0 +1,192 @@
+"""A host's settings: plugins.toml, then the environment, then the command line; the later one wins.
+
+The environment speaks as `LATENTWIRE_SERVER_PORT=9000`, the command line as `--set server.port=9000`.
+An unknown key is refused with the nearest right one.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import SettingsError
+from .requests import Mode
+
+EMBEDDED_MODEL = Path(__file__).parents[1] / "models" / "emoji"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of the settings; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(Section):
+    """Where the host listens, and what it takes from a connection."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0: any free port")
+    token: str | None = Field(
+        None, min_length=16, description="asked of every client; off loopback one is made if none is set"
+    )
+    max_message_bytes: int = Field(1 << 20, ge=1024, le=4 << 20, description="a larger frame is refused")
+
+
+class EngineSettings(Section):
+    """The device and how many rows share a forward (with guidance, one picture has two rows)."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    max_batch_rows: int = Field(32, ge=1, le=512, description="most rows of one forward in mode fast")
+    reproducible_rows: int = Field(8, ge=2, le=512, description="rows of every forward in mode reproducible")
+
+
+class DefaultSettings(Section):
+    """What a request gets that does not say."""
+
+    model: str = "emoji"
+    scheduler: str = "ddim"
+    mode: Mode = "fast"
+
+
+class LimitSettings(Section):
+    """What one host takes on."""
+
+    jobs: int = Field(256, ge=1, description="unfinished jobs in all")
+    jobs_per_client: int = Field(32, ge=1, description="unfinished jobs of one connection")
+    pixels: int = Field(2048 * 2048, ge=64 * 64, description="width times height of one picture")
+
+
+class ModelSettings(Section):
+    """A model in diffusers' folder format."""
+
+    path: Path
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="auto: float32 on a CPU, float16 on a GPU"
+    )
+
+
+class PluginSettings(Section):
+    """One plugin: built in, installed (entry point group `latentwire`), or a local file."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    path: Path | None = Field(None, description="a Python file, relative to plugins.toml")
+    enabled: bool = True
+    settings: dict[str, Any] = {}
+
+
+class Settings(Section):
+    """All of plugins.toml. The order of `plugins` is the order in which their hooks run."""
+
+    server: ServerSettings = ServerSettings()
+    engine: EngineSettings = EngineSettings()
+    defaults: DefaultSettings = DefaultSettings()
+    limits: LimitSettings = LimitSettings()
+    models: dict[str, ModelSettings] = {}
+    plugins: list[PluginSettings] = []
+    discover: bool = Field(True, description="also load installed plugins that `plugins` does not name")
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Self:
+        self.models.setdefault("emoji", ModelSettings(path=EMBEDDED_MODEL))
+        if self.defaults.model not in self.models:
+            raise ValueError(f"defaults.model is {self.defaults.model!r}; models has {sorted(self.models)}")
+        names = [plugin.name for plugin in self.plugins]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"plugins names {', '.join(twice)} twice")
+        return self
+
+
+def load_settings(
+    file: Path | None = None, environment: Mapping[str, str] = {}, overrides: Iterable[str] = ()
+) -> Settings:
+    """Read the settings from all three places.
+
+    Args:
+        file: plugins.toml; None for the defaults. Paths in it are relative to its folder.
+        environment: Usually `os.environ`; only names that start with `LATENTWIRE_` count.
+        overrides: `section.key=value`, as the command line gives them.
+
+    Raises:
+        SettingsError: a file that is no TOML, an unknown key, or a value that does not fit.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"cannot read {file}: {error}") from error
+        _resolve_paths(values, file.parent)
+    for name, value in environment.items():
+        if name.startswith("LATENTWIRE_"):
+            section, _, key = name.removeprefix("LATENTWIRE_").lower().partition("_")
+            _set(values, section, key, value, origin=name)
+    for override in overrides:
+        target, equals, value = override.partition("=")
+        section, _, key = target.partition(".")
+        if not equals or not key:
+            raise SettingsError(f"--set takes section.key=value, got {override!r}")
+        _set(values, section, key, value, origin=f"--set {target}")
+    return parse(Settings, values, origin=str(file) if file else "settings")
+
+
+def parse(model: type[Model], values: Mapping[str, Any], origin: str) -> Model:
+    """Validate `values`, with errors that name the key, and for an unknown one the nearest right key.
+
+    Raises:
+        SettingsError: the first line of its message names `origin`.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(model, problem) for problem in error.errors()]
+        raise SettingsError(f"{origin}: " + "; ".join(lines)) from error
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{path}: {problem['msg']}" if path else str(problem["msg"])
+    known = _keys_at(model, problem["loc"][:-1])
+    near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return f"unknown key {path!r}, {hint}"
+
+
+def _keys_at(model: Any, path: Iterable[Any]) -> list[str]:
+    """The keys that the section at `path` knows."""
+    for part in path:
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = model.model_fields[part].annotation
+        elif getattr(model, "__args__", None):  # a list's or dict's items
+            model = model.__args__[-1]
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _set(values: dict[str, Any], section: str, key: str, value: str, origin: str) -> None:
+    sections = {
+        name: field.annotation
+        for name, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+    known = [f"{name}.{entry}" for name, model in sections.items() for entry in model.model_fields]
+    if f"{section}.{key}" not in known:
+        near = difflib.get_close_matches(f"{section}.{key}", known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        raise SettingsError(f"{origin}: unknown setting {section}.{key}, {hint}")
+    values.setdefault(section, {})[key] = value
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the paths of models and plugins absolute; what is misshapen is left for validation to name."""
+    models = values.get("models")
+    plugins = values.get("plugins")
+    entries = [*(models.values() if isinstance(models, dict) else []), *(plugins if isinstance(plugins, list) else [])]
+    for entry in entries:
+        if isinstance(entry, dict) and isinstance(entry.get("path"), str):
+            entry["path"] = (folder / Path(entry["path"]).expanduser()).resolve()
