@@ -1,0 +1,42 @@
+# make serve: run the host.  make test: run the tests.  Both set up .venv by themselves.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# pip runs only when one of these has changed since it last did
+SETUP := pyproject.toml constraints.txt Makefile
+
+.PHONY: serve test check format bench clean
+
+serve: $(VENV)/serve.done
+	$(BIN)/latentwire serve $(ARGS)
+
+test: $(VENV)/dev.done
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/dev.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	MYPYPATH=$(VENV)/checked $(BIN)/mypy -p latentwire
+
+format: $(VENV)/dev.done
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/serve.done
+	$(BIN)/python -m latentwire.benchmarks.overhead
+	$(BIN)/python -m latentwire.benchmarks.throughput
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serve.done: $(SETUP) | $(VENV)/bin/python
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/dev.done: $(SETUP) | $(VENV)/bin/python
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev,training]'
+	@touch $@ $(VENV)/serve.done

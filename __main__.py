@@ -1,0 +1,7 @@
+"""`python -m latentwire`."""
+
+import sys
+
+from .server.cli import main
+
+sys.exit(main())

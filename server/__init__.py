@@ -1,0 +1,1 @@
+"""The host on the network: Starlette app, WebSocket sessions, wire codec, command line."""

@@ -1,0 +1,91 @@
+"""The Starlette app: `/ws`, health, and a plain page."""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from .. import __version__
+from ..core.errors import LatentwireError
+from ..core.host import Host
+from .codec import SUBPROTOCOL
+from .page import page
+from .session import Session
+
+log = logging.getLogger(__name__)
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def create_app(host: Host) -> Starlette:
+    """The app of one host; it loads the default model when it starts and closes the host when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        warming = asyncio.create_task(_warm_up(host))
+        yield
+        warming.cancel()
+        await asyncio.to_thread(host.close)
+
+    async def websocket(websocket: WebSocket) -> None:
+        offered = websocket.scope.get("subprotocols") or []
+        if not _may_enter(host, websocket) or (offered and SUBPROTOCOL not in offered):
+            await websocket.close()  # before accept: HTTP 403
+            return
+        await websocket.accept(SUBPROTOCOL if offered else None)
+        await Session(host, websocket).serve()
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    async def ready(_: Request) -> Response:
+        is_ready = host.ready and host.engine.alive and not host.closing
+        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+
+    async def home(_: Request) -> Response:
+        return HTMLResponse(page(sorted(file.stem for file in DOCS.glob("*.md"))))
+
+    async def doc(request: Request) -> Response:
+        file = DOCS / f"{request.path_params['name']}.md"
+        if file not in DOCS.glob("*.md"):
+            return PlainTextResponse("no such page", 404)
+        return FileResponse(file, media_type="text/plain; charset=utf-8")
+
+    return Starlette(
+        lifespan=lifespan,
+        routes=[
+            WebSocketRoute("/ws", websocket),
+            Route("/healthz", health),
+            Route("/readyz", ready),
+            Route("/", home),
+            Route("/docs/{name}", doc),
+        ],
+    )
+
+
+async def _warm_up(host: Host) -> None:
+    try:
+        await asyncio.to_thread(host.warm_up)
+    except LatentwireError as error:
+        log.error("the default model cannot be used: %s", error.message)
+
+
+def _may_enter(host: Host, connection: HTTPConnection) -> bool:
+    """Whether a connection has the token, and does not come from another site's page."""
+    origin = connection.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != connection.headers.get("host"):
+        return False
+    token = host.settings.server.token
+    if token is None:
+        return True
+    given = connection.headers.get("authorization", "").removeprefix("Bearer ")
+    return hmac.compare_digest(given.encode(), token.encode())

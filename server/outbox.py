@@ -1,0 +1,71 @@
+"""What waits to be sent to one client: two kinds of message in one order.
+
+Life-cycle messages stay until they are sent. A latest-wins message takes the place of an unsent one with
+the same key. Any thread may put; one task takes. A client that does not read costs the others nothing:
+its outbox fills up to a bound, and then its connection is closed.
+"""
+
+import asyncio
+import threading
+from collections.abc import Hashable
+from typing import Any
+
+MAX_WAITING = 20_000  # messages
+MAX_WAITING_BYTES = 64 << 20  # of pictures and tensors
+
+
+class OutboxOverflow(Exception):
+    """The client read too slowly for too long."""
+
+
+class Outbox:
+    """The unsent messages of one client."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._messages: dict[Hashable, dict[str, Any]] = {}  # in order of arrival
+        self._bytes = 0
+        self._count = 0
+        self._sent = 0
+        self._awake = asyncio.Event()
+        self._waking = False
+
+    def put(self, message: dict[str, Any], latest_of: Hashable = None) -> None:
+        """Add a message, from any thread; one with the key `latest_of` that is still unsent is dropped."""
+        with self._lock:
+            self._count += 1
+            key = self._count if latest_of is None else latest_of
+            old = self._messages.pop(key, None)
+            self._messages[key] = message
+            self._bytes += _weight(message) - (_weight(old) if old else 0)
+            wake, self._waking = not self._waking, True
+        if wake:
+            try:
+                self._loop.call_soon_threadsafe(self._awake.set)
+            except RuntimeError:  # the loop is closed, and with it the connection
+                return
+
+    async def take(self) -> dict[str, Any]:
+        """Wait for the next message, numbered by `seq`; only one task may take.
+
+        Raises:
+            OutboxOverflow: more waits than the bound allows.
+        """
+        while True:
+            with self._lock:
+                if len(self._messages) > MAX_WAITING or self._bytes > MAX_WAITING_BYTES:
+                    raise OutboxOverflow(f"{len(self._messages)} messages ({self._bytes} bytes) are unsent")
+                if self._messages:
+                    message = self._messages.pop(next(iter(self._messages)))
+                    self._bytes -= _weight(message)
+                    self._sent += 1
+                    return message | {"seq": self._sent}
+                self._waking = False
+                self._awake.clear()
+            await self._awake.wait()
+
+
+def _weight(message: dict[str, Any]) -> int:
+    values = (message.get("image"), message.get("latents"))
+    return sum(len(value["data"]) for value in values if isinstance(value, dict))

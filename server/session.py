@@ -1,0 +1,164 @@
+"""One client's connection: frames in, commands dispatched, messages out."""
+
+import asyncio
+import logging
+import secrets
+from contextlib import suppress
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from .. import __version__
+from ..core.errors import (
+    BadMessage,
+    DuplicateId,
+    InternalError,
+    LatentwireError,
+    MessageError,
+    MessageTooLarge,
+)
+from ..core.events import Event, to_plain
+from ..core.host import Host
+from . import codec
+from .outbox import Outbox, OutboxOverflow
+
+log = logging.getLogger(__name__)
+
+MAX_ID_LENGTH = 64
+TRY_AGAIN_LATER = 1013  # WebSocket close code
+
+MessageId = int | str
+
+
+class Session:
+    """Serves one accepted WebSocket."""
+
+    def __init__(self, host: Host, websocket: WebSocket) -> None:
+        self._host = host
+        self._websocket = websocket
+        self._outbox = Outbox()
+        self._commands: dict[MessageId, asyncio.Task[None]] = {}
+        self.client = secrets.token_hex(8)
+
+    async def serve(self) -> None:
+        """Until the client goes, or reads too slowly; then its jobs are cancelled."""
+        self._outbox.put(self._hello())
+        sender = asyncio.create_task(self._send())
+        receiver = asyncio.create_task(self._receive())
+        try:
+            await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sender, receiver, *self._commands.values()):
+                task.cancel()
+            ends = await asyncio.gather(sender, receiver, *self._commands.values(), return_exceptions=True)
+            for end in ends:
+                if isinstance(end, Exception):
+                    log.error("client %s: %s", self.client, end, exc_info=end)
+
+    def _hello(self) -> dict[str, Any]:
+        limits = self._host.settings.limits
+        return {
+            "id": None,
+            "event": "hello",
+            "protocol": codec.SUBPROTOCOL,
+            "host": __version__,
+            "session": self.client,
+            "limits": {
+                "message_bytes": self._host.settings.server.max_message_bytes,
+                "jobs": limits.jobs_per_client,
+                "pixels": limits.pixels,
+            },
+        }
+
+    async def _send(self) -> None:
+        try:
+            while True:
+                await self._websocket.send_bytes(codec.encode(await self._outbox.take()))
+        except OutboxOverflow as error:
+            log.warning("client %s reads too slowly: %s", self.client, error)
+            with suppress(Exception):
+                await self._websocket.close(TRY_AGAIN_LATER, "this client reads too slowly")
+        except WebSocketDisconnect:
+            pass
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            try:
+                self._take(message.get("bytes"))
+            except MessageError as error:
+                self._fail(None, error)
+
+    def _take(self, frame: bytes | None) -> None:
+        """Begin the command of one frame; its errors carry its id as soon as that is known."""
+        limit = self._host.settings.server.max_message_bytes
+        if frame is None:
+            raise BadMessage("got a text frame, wanted a binary one with a msgpack map")
+        if len(frame) > limit:
+            raise MessageTooLarge(f"the frame has {len(frame)} bytes, the limit is {limit}")
+        message = codec.decode(frame)
+        message_id = message.get("id")
+        if isinstance(message_id, bool) or not isinstance(message_id, int | str) or _too_long(message_id):
+            raise BadMessage(f"id must be a number or a text of up to {MAX_ID_LENGTH} letters, got {message_id!r:.80}")
+        try:
+            if message_id in self._commands:
+                raise DuplicateId(f"id {message_id!r} is still in use on this connection; choose another")
+            command, params = _command_of(message)
+        except MessageError as error:
+            self._fail(message_id, error)
+            return
+        task = asyncio.create_task(self._run(message_id, command, params))
+        self._commands[message_id] = task
+
+    async def _run(self, message_id: MessageId, command: str, params: dict[str, Any]) -> None:
+        """One command from its start to its one result or error."""
+
+        def emit(event: Event) -> None:
+            message = {"id": message_id, "event": event.name, **to_plain(event)}
+            key = (message_id, event.name, getattr(event, "index", None)) if event.latest_wins else None
+            self._outbox.put(message, latest_of=key)
+
+        try:
+            result = await self._host.dispatch(command, params, self.client, emit)
+            answer: dict[str, Any] = {"id": message_id, "event": "result", "result": result}
+            codec.encode(answer)  # a plugin's result may hold what msgpack cannot
+        except LatentwireError as error:
+            self._fail(message_id, error)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("command %s failed", command)
+            self._fail(message_id, InternalError(f"{command} failed: {type(error).__name__}: {error}"))
+        else:
+            self._outbox.put(answer)
+        finally:
+            del self._commands[message_id]
+
+    def _fail(self, message_id: MessageId | None, error: LatentwireError) -> None:
+        self._outbox.put(
+            {
+                "id": message_id,
+                "event": "error",
+                "code": error.code,
+                "message": error.message,
+                "details": error.details,
+            }
+        )
+
+
+def _too_long(message_id: MessageId) -> bool:
+    return isinstance(message_id, str) and not 0 < len(message_id) <= MAX_ID_LENGTH
+
+
+def _command_of(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    unknown = sorted(message.keys() - {"id", "command", "params"})
+    if unknown:
+        raise BadMessage(f"unknown key {unknown[0]!r:.80}; a message has id, command and params")
+    command, params = message.get("command"), message.get("params", {})
+    if not isinstance(command, str):
+        raise BadMessage(f"command must be a text, got {command!r:.80}")
+    if not isinstance(params, dict):
+        raise BadMessage(f"params must be a map, got {type(params).__name__}")
+    return command, params

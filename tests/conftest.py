@@ -1,0 +1,82 @@
+"""What tests share: a host in this process, and a real server on a real socket."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from latentwire import Host, Settings
+from latentwire.server.app import create_app
+
+START_TIMEOUT_S = 90
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """A host on the embedded model, with the built-in plugins only."""
+    with running_host() as host:
+        yield host
+
+
+@contextmanager
+def running_host(**settings: Any) -> Iterator[Host]:
+    host = Host(Settings.model_validate({"discover": False, "engine": {"device": "cpu"}, **settings}))
+    try:
+        yield host
+    finally:
+        host.close()
+
+
+class Served:
+    """A host that serves on a free port of loopback."""
+
+    def __init__(self, host: Host, url: str) -> None:
+        self.host = host
+        self.url = url
+        self.http = url.replace("ws://", "http://").removesuffix("/ws")
+
+
+@contextmanager
+def serving(**settings: Any) -> Iterator[Served]:
+    """Serve a new host from a thread, its model warmed up."""
+    host = Host(Settings.model_validate({"discover": False, "engine": {"device": "cpu"}, **settings}))
+    config = uvicorn.Config(
+        create_app(host), port=0, ws="websockets-sansio", ws_max_size=4 << 20, log_config=None, access_log=False
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: server.started and host.ready, "the server to be ready")
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Served(host, f"ws://127.0.0.1:{port}/ws")
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
+    """Poll until the condition holds."""
+
+    async def poll() -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    try:
+        asyncio.run(poll())
+    except TimeoutError:
+        raise AssertionError(f"waited {timeout_s} s for {what}") from None
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    """One server for all tests that do not change it."""
+    with serving() as served:
+        yield served
+
+
+Serving = Callable[..., AbstractContextManager[Served]]

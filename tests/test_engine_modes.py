@@ -1,0 +1,140 @@
+"""The three modes, against plain diffusers calls with the same modules, scheduler and seed."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from latentwire import Host
+from latentwire.core.build import PipelineBuild, assemble
+from latentwire.core.engine import Run
+from latentwire.core.gates import Gate
+from latentwire.core.model_store import Lease
+
+from .conftest import running_host
+
+SCHEDULERS = ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "pndm", "heun", "lcm"]
+PROMPTS = ["red apple on a blue background", "tiger face", "car on a yellow background", "a green background"]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Host]:
+    with running_host(engine={"device": "cpu", "reproducible_rows": 4}) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def lease(shared: Host) -> Iterator[Lease]:
+    lease = shared.store.lease(PipelineBuild("emoji", "ddim", "float32"))
+    yield lease
+    shared.store.release(lease)
+
+
+def call_of(shared: Host, lease: Lease, scheduler: str, seed: int, steps: int = 6, output: str = "latent") -> Any:
+    """A pipeline call as a function; run from the engine it is gated, run directly it is plain diffusers."""
+    made = shared.registry.schedulers[scheduler](lease.card.scheduler_config)
+    pipeline = assemble(lease.card.family, "text2img", lease.components, made)
+
+    def call() -> torch.Tensor:
+        return pipeline(
+            PROMPTS[seed % len(PROMPTS)],
+            num_inference_steps=steps,
+            guidance_scale=4.0,
+            generator=torch.Generator().manual_seed(seed),
+            output_type=output,
+        ).images
+
+    return call
+
+
+def submit(shared: Host, mode: Any, call: Any) -> Future[torch.Tensor]:
+    outcome: Future[torch.Tensor] = Future()
+
+    def done(result: Any, error: BaseException | None) -> None:
+        outcome.set_exception(error) if error else outcome.set_result(result)
+
+    shared.engine.submit(Run(mode, call, done))
+    return outcome
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_exact_is_bit_identical_to_plain_diffusers_while_others_run(shared: Host, lease: Lease, scheduler: str) -> None:
+    plain = call_of(shared, lease, scheduler, seed=1)()
+    others = [submit(shared, mode, call_of(shared, lease, "euler", seed)) for seed, mode in ((2, "fast"), (3, "exact"))]
+    result = submit(shared, "exact", call_of(shared, lease, scheduler, seed=1)).result()
+    for other in others:
+        other.result()
+    assert torch.equal(result, plain)
+
+
+def test_reproducible_gives_the_same_bytes_alone_and_under_load(shared: Host, lease: Lease) -> None:
+    alone = submit(shared, "reproducible", call_of(shared, lease, "ddim", seed=1)).result()
+    outcomes = [
+        submit(shared, mode, call_of(shared, lease, scheduler, seed, steps))
+        for seed, mode, scheduler, steps in (
+            (2, "reproducible", "euler", 9),
+            (3, "fast", "ddim", 4),
+            (1, "reproducible", "ddim", 6),
+            (4, "reproducible", "unipc", 3),
+            (5, "reproducible", "ddim", 6),
+        )
+    ]
+    results = [outcome.result() for outcome in outcomes]
+    assert torch.equal(results[2], alone)
+
+
+def test_fast_shares_forwards_and_stays_within_rounding_of_a_plain_call(shared: Host, lease: Lease) -> None:
+    jobs = [("ddim", 1, 6), ("euler", 2, 8), ("dpmpp_2m", 3, 5), ("unipc", 4, 6)]
+    plain = [call_of(shared, lease, *job)() for job in jobs]
+    before = shared.engine.figures.forwards
+    outcomes = [submit(shared, "fast", call_of(shared, lease, *job)) for job in jobs]
+    results = [outcome.result() for outcome in outcomes]
+    forwards = shared.engine.figures.forwards - before
+    for result, expected in zip(results, plain, strict=True):
+        assert (result - expected).abs().max() < 1e-3 * expected.std()
+    # each job would need its steps and a text encoding for each half of the guidance
+    assert forwards < sum(steps + 2 for _, _, steps in jobs) * 0.7
+
+
+def test_fast_pictures_differ_from_plain_ones_by_at_most_one_grey_level_in_a_thousandth_of_the_bytes(
+    shared: Host, lease: Lease
+) -> None:
+    plain = [call_of(shared, lease, "ddim", seed, 8, "pt")() for seed in range(4)]
+    outcomes = [submit(shared, "fast", call_of(shared, lease, "ddim", seed, 8, "pt")) for seed in range(4)]
+    for outcome, expected in zip(outcomes, plain, strict=True):
+        got, want = ((image * 255).round().byte().numpy().astype(int) for image in (outcome.result(), expected))
+        assert (np.abs(got - want) <= 1).mean() >= 0.999
+
+
+def test_the_next_picture_after_a_cancelled_one_is_bit_identical(shared: Host, lease: Lease) -> None:
+    from latentwire.core.errors import JobCancelled
+
+    plain = call_of(shared, lease, "ddim", seed=1)()
+    outcome: Future[Any] = Future()
+    stopped = Run("exact", call_of(shared, lease, "ddim", 2, steps=200), lambda _, error: outcome.set_result(error))
+    shared.engine.submit(stopped)
+    stopped.stop(JobCancelled("enough"))
+    assert isinstance(outcome.result(), JobCancelled)
+    assert torch.equal(submit(shared, "exact", call_of(shared, lease, "ddim", seed=1)).result(), plain)
+
+
+def test_a_run_that_raises_fails_alone(shared: Host, lease: Lease) -> None:
+    def broken() -> None:
+        lease.components["unet"](torch.zeros(2, 3, 16, 16), 1, encoder_hidden_states=torch.zeros(2, 77, 128))
+
+    plain = call_of(shared, lease, "ddim", seed=1)()
+    failing = submit(shared, "fast", broken)
+    working = submit(shared, "exact", call_of(shared, lease, "ddim", seed=1))
+    with pytest.raises(RuntimeError):
+        failing.result()
+    assert torch.equal(working.result(), plain)
+
+
+def test_a_gate_lets_calls_from_elsewhere_through(shared: Host, lease: Lease) -> None:
+    gate = lease.components["unet"].forward.__wrapped_gate__
+    assert isinstance(gate, Gate)
+    forwards = shared.engine.figures.forwards
+    call_of(shared, lease, "ddim", seed=1, steps=2)()
+    assert shared.engine.figures.forwards == forwards
