@@ -180,7 +180,8 @@ def validate(model: type[Params], params: Any, command: str) -> Params:
 
 def _detail(problem: Any) -> dict[str, Any]:
     path = [part for part in problem["loc"] if part not in _UNION_BRANCHES]
-    return {"path": path, "message": problem["msg"], "got": reprlib.repr(problem["input"])}
+    message = problem["msg"].removeprefix("Value error, ")  # pydantic's own prefix says nothing to a client
+    return {"path": path, "message": message, "got": reprlib.repr(problem["input"])}
 
 
 # pydantic names the branch of a union in an error's path; no client knows those names

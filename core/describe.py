@@ -39,8 +39,9 @@ def describe(host: "Host") -> dict[str, Any]:
 def error_codes() -> dict[str, str]:
     """Each error's stable code and what it means."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    groups = {base for kind in kinds for base in kind.__bases__}  # the tree's inner nodes; plugins may subclass leaves
     return {
         kind.code: (kind.__doc__ or "").strip().partition("\n")[0]
         for kind in kinds
-        if issubclass(kind, errors.LatentwireError) and not kind.__subclasses__()
+        if issubclass(kind, errors.LatentwireError) and kind not in groups
     }

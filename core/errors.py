@@ -21,7 +21,8 @@
     └── InternalError               internal_error          a fault of latentwire's own; please report it
 
 `code` is stable: clients branch on it. `message` is a sentence for a person: what was got, what was
-wanted, what to do. `details` is a list of `{"path", "message", "got"}` whose paths point into `params`.
+wanted, what to do. `details` is a list of `{"path", "message", "got"}` whose paths point into `params`;
+that of plugin_failed holds one `{"plugin", "hook"}`.
 """
 
 from typing import Any, ClassVar
@@ -88,7 +89,7 @@ class PluginError(LatentwireError):
 
     Args:
         plugin: The plugin's name.
-        hook: The hook that was running; None while the plugin was loading.
+        hook: The hook that was running; None in a command or a scheduler of the plugin, or while it was loading.
     """
 
     code = "plugin_failed"

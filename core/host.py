@@ -10,7 +10,7 @@ import torch
 
 from .commands import CommandContext, register_core, validate
 from .engine import Engine
-from .errors import HostClosing, InternalError, LatentwireError, SettingsError, UnknownCommand
+from .errors import HostClosing, InternalError, LatentwireError, PluginError, SettingsError, UnknownCommand
 from .events import Event
 from .jobs import JobTable
 from .model_store import ModelStore
@@ -22,6 +22,8 @@ from .schedulers import diffusers_schedulers
 from .settings import Settings
 
 log = logging.getLogger(__name__)
+
+CORE = "latentwire"  # owns what no plugin brought
 
 
 class Host:
@@ -35,7 +37,7 @@ class Host:
         self.settings = settings
         self.device = _device(settings.engine.device)
         self.registry = Registry()
-        core = PluginRegistry("latentwire")
+        core = PluginRegistry(CORE)
         core.schedulers.update(diffusers_schedulers())
         register_core(core, GenerateRequest)
         self.registry.merge(core)
@@ -63,7 +65,8 @@ class Host:
             emit: Is told of the command's events; from any thread, so it must not block.
 
         Raises:
-            LatentwireError: the command failed; whatever else a handler raises becomes InternalError.
+            LatentwireError: the command failed; whatever else a handler raises becomes PluginError where a
+                plugin brought it, otherwise InternalError.
         """
         entry = self.registry.commands.get(command)
         if entry is None:
@@ -78,8 +81,11 @@ class Host:
             raise
         except Exception as error:
             log.exception("command %s failed", command)
-            message = f"{command} failed in plugin {entry.plugin!r}: {type(error).__name__}: {error}"
-            raise InternalError(message) from error
+            problem = f"{type(error).__name__}: {error}"
+            if entry.plugin != CORE:
+                message = f"plugin {entry.plugin!r} failed in command {command}: {problem}"
+                raise PluginError(message, plugin=entry.plugin) from error
+            raise InternalError(f"{command} failed: {problem}") from error
 
     def warm_up(self) -> None:
         """Load the default model and run two steps through it, so that the first client waits for nothing."""

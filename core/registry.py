@@ -1,6 +1,6 @@
 """What plugins and the core have registered: commands, request fields, schedulers, each under one name."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,6 +59,19 @@ class Registry:
         for kind, table, entries in zip(kinds, mine, theirs, strict=True):
             table.update(entries)  # type: ignore[attr-defined]
             self.owners.update({(kind, name): addition.plugin for name in entries})
+
+    def new_scheduler(self, name: str, config: Mapping[str, Any]) -> Any:
+        """A fresh scheduler for one picture, from the model's scheduler config.
+
+        Raises:
+            PluginError: the plugin that brought the scheduler could not make one for this model.
+        """
+        try:
+            return self.schedulers[name](config)
+        except Exception as error:
+            owner = self.owners["scheduler", name]
+            message = f"plugin {owner!r} failed to make scheduler {name!r}: {type(error).__name__}: {error}"
+            raise PluginError(message, plugin=owner) from error
 
 
 @dataclass

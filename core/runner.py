@@ -78,7 +78,7 @@ class Runner:
         """
         lease = self._store.lease(build, progress)
         try:
-            scheduler = self._registry.schedulers[build.scheduler](lease.card.scheduler_config)
+            scheduler = self._registry.new_scheduler(build.scheduler, lease.card.scheduler_config)
             pipeline = assemble(lease.card.family, build.task, lease.components, scheduler)
             outcome: Future[None] = Future()
 
@@ -138,7 +138,7 @@ class Runner:
         return context.call
 
     def _run_for(self, job: Job, index: int, build: PipelineBuild, call: PipelineCall, lease: Lease) -> Run:
-        scheduler = self._registry.schedulers[build.scheduler](lease.card.scheduler_config)
+        scheduler = self._registry.new_scheduler(build.scheduler, lease.card.scheduler_config)
         pipeline = assemble(lease.card.family, build.task, lease.components, scheduler)
         follow = _StepFollower(job, index, lease, self._plugins, self._painter)
 
