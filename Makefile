@@ -17,6 +17,8 @@ test: $(VENV)/dev.done
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@# mypy wants a folder with the package's name; the checkout may have any
+	@mkdir -p $(VENV)/checked && ln -sfn ../.. $(VENV)/checked/latentwire
 	MYPYPATH=$(VENV)/checked $(BIN)/mypy -p latentwire
 
 format: $(VENV)/dev.done
@@ -24,8 +26,8 @@ format: $(VENV)/dev.done
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/serve.done
-	$(BIN)/python -m latentwire.benchmarks.overhead
-	$(BIN)/python -m latentwire.benchmarks.throughput
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/throughput.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

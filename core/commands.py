@@ -117,7 +117,7 @@ async def models_list(context: CommandContext, params: NoParams) -> dict[str, An
     """List the models that requests may name."""
     host = context.host
     loaded = {row["model"] for row in host.store.loaded()}
-    models = []
+    models: list[dict[str, Any]] = []
     for name in host.store.names():
         try:
             card = host.store.card(name)

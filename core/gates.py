@@ -29,7 +29,7 @@ class Gate:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         current = getcurrent()
-        if isinstance(current, RunGreenlet):
+        if isinstance(current, RunGreenlet) and current.parent is not None:
             return current.parent.switch(Waiting(self, args, kwargs))
         return self.forward(*args, **kwargs)
 

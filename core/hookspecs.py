@@ -5,11 +5,13 @@ Hooks run in the order of plugins.toml.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pluggy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from PIL.Image import Image as PILImage
 
@@ -62,7 +64,7 @@ class StepContext:
     timestep: float
     sigma: float | None
     latents: "torch.Tensor"
-    _predict: Any = field(repr=False)
+    _predict: "Callable[[], torch.Tensor]" = field(repr=False)
 
     @property
     def original(self) -> "torch.Tensor":

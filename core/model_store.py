@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,8 @@ class ModelStore:
                 key = (card.folder, name, build.dtype)
                 components[name] = self._get(
                     key,
-                    lambda n=name, li=library, c=class_name: _load(card, n, li, c, build.dtype, self._device),
-                    lambda n=name, p=part: progress(n, p, len(card.parts)),
+                    partial(_load, card, name, library, class_name, build.dtype, self._device),
+                    partial(progress, name, part, len(card.parts)),
                 )
                 keys.append(key)
             key = (card.folder, "preview factors", build.dtype)
@@ -223,7 +224,12 @@ def _load(card: ModelCard, name: str, library: str, class_name: str, dtype: str,
         # Always read as float32: for another dtype both libraries change torch's default dtype, which is
         # the whole process's, under the feet of the engine's thread.
         as_float32 = {"dtype" if library == "transformers" else "torch_dtype": torch.float32}
-        module = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **as_float32)
+        module, report = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **as_float32
+        )
+        if report["missing_keys"] or report["mismatched_keys"]:  # both libraries would fill them with noise
+            lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+            raise ValueError(f"{len(lacking)} tensors are missing or misshapen, the first is {lacking[0]}")
         torch.nn.Module.to(module, device=device, dtype=getattr(torch, dtype))  # diffusers' own `to` warns of nothing
         module.eval().requires_grad_(False)
     except LatentwireError:
@@ -231,6 +237,9 @@ def _load(card: ModelCard, name: str, library: str, class_name: str, dtype: str,
     except Exception as error:
         message = f"model {card.name!r}: cannot load {name} ({library}.{class_name}): {error}"
         raise ModelLoadError(message) from error
+    if class_name == "CLIPTextModel" and not hasattr(module, "text_model"):
+        # transformers 5 dropped this level, and diffusers' clip_skip still goes through it; not as a submodule
+        module.__dict__["text_model"] = module
     for part in gated_parts(module):
         install_gate(part)
     log.info("loaded %s of model %s as %s", name, card.name, dtype)

@@ -12,7 +12,7 @@ import inspect
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
@@ -106,7 +106,7 @@ class PluginHost:
             for implementation in caller.get_hookimpls():
                 if implementation.plugin is subject:
                     _check(name, caller, implementation)
-                    implementation.function = _named(implementation.function, name, caller.name)
+                    _name_faults(implementation, name, caller.name)
         entries = PluginRegistry(name, settings)
         only_others = [other for other in self._manager.get_plugins() if other is not subject]
         self._manager.subset_hook_caller("register", only_others)(registry=entries)
@@ -171,8 +171,9 @@ def hook_names() -> list[str]:
     return [name for name in vars(HookSpecs) if not name.startswith("_")]
 
 
-def _named(function: Callable[..., Any], plugin: str, hook: str) -> Callable[..., Any]:
-    """Let whatever the function raises name its plugin and hook."""
+def _name_faults(implementation: Any, plugin: str, hook: str) -> None:
+    """Let whatever the hook's function raises name its plugin and hook."""
+    function = implementation.function
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
@@ -184,4 +185,4 @@ def _named(function: Callable[..., Any], plugin: str, hook: str) -> Callable[...
             message = f"plugin {plugin!r} failed in {hook}: {type(error).__name__}: {error}"
             raise PluginError(message, plugin=plugin, hook=hook) from error
 
-    return call
+    implementation.function = call

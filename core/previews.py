@@ -32,13 +32,13 @@ STABLE_DIFFUSION_1 = LatentFactors(
     np.array(
         [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]], np.float32
     )
-    / 2,
+    / np.float32(2),
     np.full(3, 0.5, np.float32),
 )
 # Published by Timothy Alexis Vass, huggingface.co/blog/TimothyAlexisVass/explaining-the-sdxl-latent-space (0..255)
 STABLE_DIFFUSION_XL = LatentFactors(
-    np.array([[60, 60, 60], [-60, -5, 10], [25, 15, -5], [-70, -50, -35]], np.float32) / 255,
-    np.array([150, 140, 130], np.float32) / 255,
+    np.array([[60, 60, 60], [-60, -5, 10], [25, 15, -5], [-70, -50, -35]], np.float32) / np.float32(255),
+    np.array([150, 140, 130], np.float32) / np.float32(255),
 )
 PUBLISHED = {0.18215: STABLE_DIFFUSION_1, 0.13025: STABLE_DIFFUSION_XL}  # by the autoencoder's scaling factor
 
@@ -64,7 +64,8 @@ def fit(vae: Any, pictures: int = 32, size: int = 128) -> LatentFactors:
         ]
     )
     scaled = (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
-    small = torch.nn.functional.adaptive_avg_pool2d((tensor + 1) / 2, latents.shape[-2:])
+    height, width = latents.shape[-2:]
+    small = torch.nn.functional.adaptive_avg_pool2d((tensor + 1) / 2, (height, width))
     known = scaled.permute(0, 2, 3, 1).reshape(-1, latents.shape[1]).numpy()
     wanted = small.permute(0, 2, 3, 1).reshape(-1, 3).numpy()
     columns = np.concatenate([known, np.ones((len(known), 1), np.float32)], axis=1)

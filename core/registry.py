@@ -45,10 +45,12 @@ class Registry:
         Raises:
             PluginError: a name is taken; the error names both owners.
         """
-        mine = (self.commands, self.fields, self.schedulers)
-        theirs = (addition.commands, addition.fields, addition.schedulers)
-        kinds = ("command", "field", "scheduler")
-        for kind, table, entries in zip(kinds, mine, theirs, strict=True):
+        tables: list[tuple[str, dict[str, Any], Mapping[str, Any]]] = [
+            ("command", self.commands, addition.commands),
+            ("field", self.fields, addition.fields),
+            ("scheduler", self.schedulers, addition.schedulers),
+        ]
+        for kind, table, entries in tables:
             for name in entries:
                 if name in table:
                     owner = self.owners[kind, name]
@@ -56,8 +58,8 @@ class Registry:
                         f"{kind} {name!r} of plugin {addition.plugin!r} is taken by {owner!r}; rename one",
                         plugin=addition.plugin,
                     )
-        for kind, table, entries in zip(kinds, mine, theirs, strict=True):
-            table.update(entries)  # type: ignore[attr-defined]
+        for kind, table, entries in tables:
+            table.update(entries)
             self.owners.update({(kind, name): addition.plugin for name in entries})
 
     def new_scheduler(self, name: str, config: Mapping[str, Any]) -> Any:

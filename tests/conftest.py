@@ -1,7 +1,7 @@
 """What tests share: a host in this process, and a real server on a real socket."""
 
-import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -61,15 +61,10 @@ def serving(**settings: Any) -> Iterator[Served]:
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
     """Poll until the condition holds."""
 
-    async def poll() -> None:
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                await asyncio.sleep(0.01)
-
-    try:
-        asyncio.run(poll())
-    except TimeoutError:
-        raise AssertionError(f"waited {timeout_s} s for {what}") from None
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

@@ -38,13 +38,14 @@ def call_of(shared: Host, lease: Lease, scheduler: str, seed: int, steps: int = 
     pipeline = assemble(lease.card.family, "text2img", lease.components, made)
 
     def call() -> torch.Tensor:
-        return pipeline(
+        images: torch.Tensor = pipeline(
             PROMPTS[seed % len(PROMPTS)],
             num_inference_steps=steps,
             guidance_scale=4.0,
             generator=torch.Generator().manual_seed(seed),
             output_type=output,
         ).images
+        return images
 
     return call
 

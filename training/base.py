@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from . import data
 from .common import MovingAverage, cosine_rate, load_checkpoint, parser, pick_device, save_checkpoint, track
 
-POOL = 8192
+POOL = 4096
 EMPTY_CAPTION = 0.1
 SHEET_PROMPTS = (
     "red apple on a blue background", "tiger face on a purple background", "car on a yellow background",
@@ -94,8 +95,9 @@ class Pool:
         rng = random.Random(seed)
         pairs = [data.sample(self._things, rng) for _ in rows]
         pictures = torch.stack([data.to_tensor(picture) for picture, _ in pairs]).to(self._device)
-        mean = self._vae.encode(pictures).latent_dist.mean * self._vae.config.scaling_factor
-        self._latents[rows.start : rows.stop] = mean.cpu()
+        with torch.autocast(self._device.type, torch.bfloat16):
+            mean = self._vae.encode(pictures).latent_dist.mean * self._vae.config.scaling_factor
+        self._latents[rows.start : rows.stop] = mean.float().cpu()
         self._captions[rows.start : rows.stop] = [text for _, text in pairs]
 
     def batch(self, step: int, count: int) -> tuple[torch.Tensor, list[str]]:
@@ -121,7 +123,8 @@ class Model(nn.Module):
     def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, captions: list[str]) -> torch.Tensor:
         ids = self.tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
         states = self.text_encoder(ids.input_ids.to(noisy.device))[0]
-        return self.unet(noisy, timesteps, states).sample
+        predicted: torch.Tensor = self.unet(noisy, timesteps, states).sample
+        return predicted
 
 
 def pipeline_of(model: Model, vae: AutoencoderKL) -> StableDiffusionPipeline:
@@ -160,10 +163,16 @@ def save_sheet(model: Model, average: MovingAverage, vae: AutoencoderKL, path: P
     model.train()
 
 
+def name_as_others_do(file: Path) -> None:
+    """Give a text encoder's tensors the prefix that transformers 5 leaves out and all other tools expect."""
+    tensors = load_file(file)
+    save_file({f"text_model.{name}": tensor for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+
+
 def main() -> None:
-    options = parser(__doc__, steps=6000, batch=64)
-    options.add_argument("--rate", type=float, default=8e-4, help="highest learning rate")
-    options = options.parse_args()
+    arguments = parser(__doc__, steps=6000, batch=64)
+    arguments.add_argument("--rate", type=float, default=8e-4, help="highest learning rate")
+    options = arguments.parse_args()
     torch.manual_seed(options.seed)
     device = pick_device()
     runs = options.work / "base"
@@ -200,6 +209,7 @@ def main() -> None:
             save_sheet(model, average, vae, runs / f"sheet-{step + 1:06d}.png")
     model.load_state_dict(average.values)
     pipeline_of(model.eval(), vae).to(torch.float16).save_pretrained(options.out)
+    name_as_others_do(options.out / "text_encoder" / "model.safetensors")
     print(f"-> {options.out}")
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
+from typing import TextIO
 
 import torch
 from safetensors import safe_open
@@ -68,7 +69,7 @@ def load_checkpoint(path: Path, module: nn.Module, average: MovingAverage, optim
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         step = int(file.metadata()["step"])
     module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
     average.values = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
@@ -95,8 +96,12 @@ def track(start: int, steps: int, log: Path) -> Iterator[tuple[int, "Log"]]:
 class Log:
     """Losses, averaged over 50 steps, shown beside the bar and kept as one JSON line each."""
 
-    def __init__(self, bar: tqdm, file) -> None:  # type: ignore[no-untyped-def]
-        self._bar, self._file, self._sums, self._count, self._begin = bar, file, {}, 0, monotonic()
+    def __init__(self, bar: tqdm, file: TextIO) -> None:
+        self._bar = bar
+        self._file = file
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._begin = monotonic()
 
     def add(self, step: int, **values: float) -> None:
         self._count += 1

@@ -30,7 +30,20 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 # Distinct, solid shapes. Left out: signs, flags, people, near-duplicates, and things that are
 # mostly thin lines, which 16x16 latents cannot hold.
-THINGS = ["dog_face", "cat_face", "tiger_face", "lion", "horse_face", "cow_face", "pig_face", "mouse_face", "hamster", "rabbit_face", "fox", "bear", "panda", "koala", "monkey_face", "chicken", "penguin", "bird", "hatching_chick", "duck", "owl", "frog", "turtle", "snake", "spouting_whale", "dolphin", "tropical_fish", "octopus", "snail", "butterfly", "honeybee", "lady_beetle", "elephant", "rose", "sunflower", "tulip", "cherry_blossom", "deciduous_tree", "evergreen_tree", "palm_tree", "cactus", "four_leaf_clover", "mushroom", "maple_leaf", "red_apple", "green_apple", "banana", "grapes", "watermelon", "lemon", "tangerine", "strawberry", "cherries", "pear", "peach", "pineapple", "kiwi_fruit", "tomato", "eggplant", "carrot", "ear_of_corn", "broccoli", "bread", "cheese_wedge", "pizza", "hamburger", "french_fries", "hot_dog", "taco", "cooking", "doughnut", "cookie", "birthday_cake", "ice_cream", "lollipop", "hot_beverage", "grinning_face", "smiling_face_with_sunglasses", "smiling_face_with_heart-eyes", "crying_face", "clown_face", "robot", "ghost", "alien", "skull", "jack-o-lantern", "snowman_without_snow", "automobile", "taxi", "bus", "police_car", "fire_engine", "tractor", "locomotive", "rocket", "airplane", "sailboat", "helicopter", "red_heart", "blue_heart", "green_heart", "star", "sun", "crescent_moon", "fire", "droplet", "balloon", "soccer_ball", "basketball", "tennis", "umbrella", "crown", "gem_stone", "bell", "key", "light_bulb", "house", "castle", "guitar", "trumpet", "drum", "wrapped_gift", "alarm_clock", "camera", "teddy_bear", "globe_showing_Americas", "rainbow"]
+THINGS = """
+dog_face cat_face tiger_face lion horse_face cow_face pig_face mouse_face hamster rabbit_face fox bear panda
+koala monkey_face chicken penguin bird hatching_chick duck owl frog turtle snake spouting_whale dolphin
+tropical_fish octopus snail butterfly honeybee lady_beetle elephant rose sunflower tulip cherry_blossom
+deciduous_tree evergreen_tree palm_tree cactus four_leaf_clover mushroom maple_leaf red_apple green_apple
+banana grapes watermelon lemon tangerine strawberry cherries pear peach pineapple kiwi_fruit tomato eggplant
+carrot ear_of_corn broccoli bread cheese_wedge pizza hamburger french_fries hot_dog taco cooking doughnut
+cookie birthday_cake ice_cream lollipop hot_beverage grinning_face smiling_face_with_sunglasses
+smiling_face_with_heart-eyes crying_face clown_face robot ghost alien skull jack-o-lantern
+snowman_without_snow automobile taxi bus police_car fire_engine tractor locomotive rocket airplane sailboat
+helicopter red_heart blue_heart green_heart star sun crescent_moon fire droplet balloon soccer_ball basketball
+tennis umbrella crown gem_stone bell key light_bulb house castle guitar trumpet drum wrapped_gift alarm_clock
+camera teddy_bear globe_showing_Americas rainbow
+""".split()  # noqa: SIM905
 
 # What people type for a thing whose emoji name is stiff.
 SYNONYMS: dict[str, list[str]] = {

@@ -1,0 +1,81 @@
+"""Imports run one way: server -> core, plugins -> the public API, core -> nothing of ours above it."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import latentwire
+
+ROOT = Path(__file__).parents[1]
+
+# room -> rooms that it may import from; "" is the package's public names
+ALLOWED = {
+    "core": {"core"},
+    "server": {"server", "core", "client", ""},
+    "client": {"client", "core.events", "server.codec"},
+    "plugins": {""},
+    "training": {"training"},
+}
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """What a file imports of latentwire, as dotted names below the package."""
+    package = [*file.relative_to(ROOT).parent.parts]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = package[: len(package) - node.level + 1]
+                yield ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            elif (node.module or "").split(".")[0] == "latentwire":
+                yield (node.module or "").partition(".")[2]
+        elif isinstance(node, ast.Import):
+            yield from (name.name.partition(".")[2] for name in node.names if name.name.split(".")[0] == "latentwire")
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_from_the_rooms_below_it(room: str) -> None:
+    files = list((ROOT / room).rglob("*.py"))
+    assert files
+    for file in files:
+        for name in imports_of(file):
+            fits = any(name == other or (other and name.startswith(f"{other}.")) for other in ALLOWED[room])
+            assert fits, f"{file.relative_to(ROOT)} imports {name or 'latentwire'}"
+
+
+def test_every_public_name_exists() -> None:
+    assert sorted(latentwire.__all__) == sorted(latentwire._HOME)
+    for name in latentwire.__all__:
+        assert getattr(latentwire, name) is not None
+
+
+def test_importing_the_package_imports_none_of_torch() -> None:
+    code = "import sys, latentwire, latentwire.client; print([m for m in ('torch', 'diffusers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_packages_lists_every_package() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = [file.parent.relative_to(ROOT) for room in ALLOWED for file in (ROOT / room).rglob("__init__.py")]
+    assert sorted(listed) == sorted(["latentwire", *(".".join(["latentwire", *room.parts]) for room in rooms)])
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_code_the_model_and_the_docs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    for wanted in (
+        "latentwire/core/engine.py",
+        "latentwire/plugins/clip_skip/__init__.py",
+        "latentwire/models/emoji/unet/diffusion_pytorch_model.safetensors",
+        "latentwire/docs/protocol.md",
+        "latentwire/py.typed",
+    ):
+        assert wanted in names
+    assert not [name for name in names if name.startswith(("core/", "tests/", "latentwire/tests"))]

@@ -1,0 +1,214 @@
+"""Plugins on a real host: what they may change, and what happens when they fail."""
+
+import asyncio
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import torch
+
+from latentwire import Host
+from latentwire.core.errors import LatentwireError, PluginError
+from latentwire.core.events import Event, Image, Step
+from latentwire.core.plugin_host import hook_names
+
+from .conftest import running_host
+
+REQUEST = {"prompt": "red apple", "num_inference_steps": 2, "seed": 1}
+
+
+def plugin(folder: Path, name: str, source: str, **settings: Any) -> dict[str, Any]:
+    """Write a plugin's file; its entry for the settings."""
+    path = folder / f"{name}.py"
+    path.write_text("from latentwire import *\n" + dedent(source))
+    return {"name": name, "path": path, "settings": settings}
+
+
+def generate(host: Host, **fields: Any) -> tuple[dict[str, Any], list[Event]]:
+    """Run one request to its end."""
+    events: list[Event] = []
+    return asyncio.run(host.dispatch("generate", REQUEST | fields, "test", events.append)), events
+
+
+def picture(events: list[Event]) -> bytes:
+    images = [event.image for event in events if isinstance(event, Image)]
+    assert len(images) == 1
+    assert images[0] is not None
+    return images[0].data
+
+
+RAISES = """
+    @hookimpl
+    def {hook}({argument}):
+        {guard}
+        raise {error}("on purpose")
+"""
+
+
+@pytest.mark.parametrize("error", ["ValueError", "SystemExit", "KeyboardInterrupt"])
+@pytest.mark.parametrize("hook", [name for name in hook_names() if name != "register"])
+def test_a_plugin_that_raises_fails_only_its_own_job_and_is_named(tmp_path: Path, hook: str, error: str) -> None:
+    guard = "if context.request.prompt != 'mine': return"
+    source = RAISES.format(hook=hook, argument="context", error=error, guard=guard)
+    with running_host(plugins=[plugin(tmp_path, "broken", source)]) as host:
+        outcomes: dict[str, Any] = {}
+
+        async def both() -> None:
+            async def one(prompt: str) -> None:
+                try:
+                    fields = REQUEST | {"prompt": prompt}
+                    outcomes[prompt] = await host.dispatch("generate", fields, "test", lambda _: None)
+                except LatentwireError as caught:
+                    outcomes[prompt] = caught
+
+            await asyncio.gather(one("mine"), one("theirs"))
+
+        asyncio.run(both())
+        assert isinstance(outcomes["mine"], PluginError)
+        assert (outcomes["mine"].plugin, outcomes["mine"].hook) == ("broken", hook)
+        assert "broken" in outcomes["mine"].message
+        assert "on purpose" in outcomes["mine"].message
+        assert outcomes["theirs"]["images"] == 1
+        assert generate(host)[0]["images"] == 1
+
+
+def test_a_plugin_that_raises_in_register_is_reported_and_unregistered_whole(tmp_path: Path) -> None:
+    source = """
+        @hookimpl
+        def register(registry):
+            registry.add_field("half_done", Strict)
+            raise ValueError("on purpose")
+
+        @hookimpl
+        def modify_call(context):
+            raise AssertionError("must never run")
+    """
+    with running_host(plugins=[plugin(tmp_path, "broken", source)]) as host:
+        report = next(report for report in host.plugins.reports if report.name == "broken")
+        assert report.state == "failed"
+        assert "on purpose" in (report.error or "")
+        assert "Traceback" in (report.trace or "")
+        assert "half_done" not in host.request_model.model_fields
+        assert generate(host)[0]["images"] == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import no_such_package", "no_such_package"),
+        ("def broken(:", "SyntaxError"),
+        ("@hookimpl\ndef modify_cal(context): ...", "modify_cal"),
+        ("@hookimpl\nasync def modify_call(context): ...", "must not be async"),
+        ("@hookimpl\ndef modify_call(contxt): ...", "contxt"),
+        ("@hookimpl(wrapper=True)\ndef modify_call(context):\n    yield", "must not be a wrapper"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("@hookimpl\ndef register(registry): registry.add_scheduler('ddim', None)", "'latentwire'"),
+        ("@hookimpl\ndef register(registry): registry.add_field('prompt', Strict)", "prompt"),
+        ("class Settings(Strict):\n    strength: float = 1.0", "strength"),
+    ],
+)
+def test_a_plugin_that_cannot_load_is_reported_and_the_host_runs_on(tmp_path: Path, source: str, said: str) -> None:
+    settings = {"strenght": 0.5} if "Settings" in source else {}
+    (tmp_path / "broken.py").write_text("from latentwire import *\n" + source)
+    entry = {"name": "broken", "path": tmp_path / "broken.py", "settings": settings}
+    working = plugin(tmp_path, "working", "@hookimpl\ndef modify_call(context): ...")
+    with running_host(plugins=[entry, working]) as host:
+        reports = {report.name: report for report in host.plugins.reports}
+        assert reports["broken"].state == "failed"
+        assert said in (reports["broken"].error or "")
+        assert reports["working"].state == "loaded"
+        assert generate(host)[0]["images"] == 1
+
+
+def test_hooks_run_in_the_order_of_the_settings(tmp_path: Path) -> None:
+    source = """
+        from dataclasses import replace
+
+        @hookimpl
+        def modify_call(context):
+            context.call = replace(context.call, prompt=context.call.prompt + " {name}")
+
+        @hookimpl
+        def image_finished(context):
+            context.metadata["order"] = context.metadata.get("order", "") + "{name}"
+    """
+    plugins = [plugin(tmp_path, name, source.format(name=name)) for name in ("second", "first")]
+    with running_host(plugins=plugins) as host:
+        names = [report.name for report in host.plugins.reports]
+        assert names.index("second") < names.index("first")
+        assert b"secondfirst" in picture(generate(host)[1])
+
+
+def test_a_disabled_plugin_does_not_run(tmp_path: Path) -> None:
+    entry = plugin(tmp_path, "broken", "raise ValueError") | {"enabled": False}
+    with running_host(plugins=[entry, {"name": "clip_skip", "enabled": False}]) as host:
+        assert {report.state for report in host.plugins.reports} == {"disabled"}
+        assert "clip_skip" not in host.request_model.model_fields
+
+
+def test_a_plugin_class_gets_its_settings_and_adds_a_command(tmp_path: Path) -> None:
+    source = """
+        class Settings(Strict):
+            answer: int
+
+        class Plugin:
+            def __init__(self, settings):
+                self.settings = settings
+
+            @hookimpl
+            def register(self, registry):
+                registry.add_command("answers.get", Strict, self.get)
+
+            async def get(self, context, params):
+                "Give the answer."
+                return {"answer": self.settings.answer}
+    """
+    with running_host(plugins=[plugin(tmp_path, "answers", source, answer=42)]) as host:
+        assert asyncio.run(host.dispatch("answers.get", {}, "test", print)) == {"answer": 42}
+        described = asyncio.run(host.dispatch("describe", {}, "test", print))
+        assert described["commands"]["answers.get"]["plugin"] == "answers"
+        assert described["commands"]["answers.get"]["summary"] == "Give the answer."
+
+
+def test_a_replaced_latent_changes_the_picture_and_a_wrong_shape_fails_the_job(tmp_path: Path) -> None:
+    source = """
+        @hookimpl
+        def step_finished(context):
+            if context.request.prompt == "wrong":
+                context.latents = context.latents[:, :2]
+            elif context.request.prompt == "zero" and context.step == context.steps:
+                assert context.original.shape == context.latents.shape
+                context.latents = context.latents * 0
+    """
+    with running_host(plugins=[plugin(tmp_path, "changes", source)]) as host:
+        latents = [
+            event.latents
+            for event in generate(host, prompt="zero", output_type="latent")[1]
+            if isinstance(event, Image) and event.latents
+        ]
+        assert not torch.frombuffer(bytearray(latents[0].data), dtype=torch.float32).any()
+        with pytest.raises(LatentwireError, match="shape"):
+            generate(host, prompt="wrong")
+
+
+def test_clip_skip_takes_the_embedding_from_an_earlier_layer() -> None:
+    with running_host() as host:
+        plain = picture(generate(host, mode="exact")[1])
+        assert picture(generate(host, mode="exact", clip_skip={"layers": 1})[1]) != plain
+        with pytest.raises(LatentwireError, match=r"clip_skip\.layers"):
+            generate(host, clip_skip={"layers": 0})
+
+
+def test_a_slow_hook_of_one_plugin_does_not_lose_steps_of_other_jobs(tmp_path: Path) -> None:
+    source = """
+        import time
+
+        @hookimpl
+        def image_finished(context):
+            time.sleep(0.2)
+    """
+    with running_host(plugins=[plugin(tmp_path, "slow", source)]) as host:
+        _, events = generate(host, num_images=3)
+        assert len([event for event in events if isinstance(event, Step)]) == 6
+        assert len([event for event in events if isinstance(event, Image)]) == 3

@@ -1,0 +1,78 @@
+"""Every scheduler by name: it runs, and its predicted picture is right."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latentwire.core.events import Event, Image, Latents, Step
+from latentwire.core.schedulers import diffusers_schedulers, noise_level, predict_original
+
+from .conftest import Served
+
+CONFIG = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "timestep_spacing": "leading",
+}
+WANTED = {
+    "ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "lcm", "pndm", "heun",
+    "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpmpp_2s",
+}  # fmt: skip
+
+
+def test_the_names_that_the_field_knows_are_there() -> None:
+    assert set(diffusers_schedulers()) >= WANTED
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", sorted(diffusers_schedulers()))
+def test_a_perfect_model_makes_the_predicted_picture_the_true_one(name: str, prediction: str) -> None:
+    scheduler = diffusers_schedulers()[name]({**CONFIG, "prediction_type": prediction})
+    scheduler.set_timesteps(10)
+    random = torch.Generator().manual_seed(0)
+    original, noise = torch.randn((2, 1, 4, 8, 8), generator=random)
+    timestep = scheduler.timesteps[0]
+    sample = scheduler.add_noise(original, noise, timestep[None])
+    sigma = noise_level(scheduler)
+    if sigma is None:
+        alpha = float(scheduler.alphas_cumprod[int(timestep)]) ** 0.5
+    else:
+        alpha = 1 / (sigma**2 + 1) ** 0.5
+    velocity = alpha * noise - (1 - alpha**2) ** 0.5 * original
+    output = velocity if prediction == "v_prediction" else noise
+    predicted = predict_original(scheduler, output, sample, timestep, sigma)
+    assert torch.allclose(predicted, original, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", sorted(diffusers_schedulers()))
+def test_a_request_runs_with_the_scheduler(served: Served, name: str) -> None:
+    events: list[Event] = []
+    request = {
+        "prompt": "red apple on a blue background",
+        "scheduler": name,
+        "num_inference_steps": 4,
+        "seed": 3,
+        "output_type": "latent",
+        "stream": {"latents": {"dtype": "float32"}},
+    }
+    result = asyncio.run(served.host.dispatch("generate", request, "test", events.append))
+    steps = [event for event in events if isinstance(event, Step)]
+    assert result["scheduler"] == name
+    assert [event.step for event in steps] == list(range(1, steps[0].steps + 1))
+    assert steps[0].timestep > steps[-1].timestep
+    final = _array(next(event.latents for event in events if isinstance(event, Image)))
+    last = _array([event.latents for event in events if isinstance(event, Latents)][-1])
+    assert np.isfinite(final).all()
+    assert np.array_equal(final, last)
+
+
+def _array(tensor: Any) -> Any:
+    return np.frombuffer(tensor.data, tensor.dtype).reshape(tensor.shape)
