@@ -42,10 +42,7 @@ def test_a_perfect_model_makes_the_predicted_picture_the_true_one(name: str, pre
     timestep = scheduler.timesteps[0]
     sample = scheduler.add_noise(original, noise, timestep[None])
     sigma = noise_level(scheduler)
-    if sigma is None:
-        alpha = float(scheduler.alphas_cumprod[int(timestep)]) ** 0.5
-    else:
-        alpha = 1 / (sigma**2 + 1) ** 0.5
+    alpha = float(scheduler.alphas_cumprod[int(timestep)]) ** 0.5 if sigma is None else 1 / (sigma**2 + 1) ** 0.5
     velocity = alpha * noise - (1 - alpha**2) ** 0.5 * original
     output = velocity if prediction == "v_prediction" else noise
     predicted = predict_original(scheduler, output, sample, timestep, sigma)
