@@ -62,7 +62,7 @@ def describe_in_png(request: dict[str, Any], call: PipelineCall, model: str, sch
     pairs = {
         "Steps": call.num_inference_steps,
         "Sampler": scheduler,
-        "CFG scale": call.guidance_scale,
+        "CFG scale": f"{call.guidance_scale:g}",
         "Seed": call.seed,
         "Size": f"{call.width}x{call.height}",
         "Model": model,

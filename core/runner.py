@@ -4,7 +4,6 @@ Preparing and finishing happen in worker threads; only the pipeline calls are on
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -158,13 +157,14 @@ class Runner:
 
     def _finish(self, job: Job, index: int, build: PipelineBuild, call: PipelineCall, array: Any) -> None:
         """In a worker thread: a picture's pixels (or latents) to its event, and the last one's job to its end."""
+        mode = self.mode_for(job.request)
         try:
             if job.outcome.done():
                 return
             if call.output_type == "latent":
                 event = Image(job.id, index, call.seed, None, to_tensor(array, "float32"))
             else:
-                metadata = describe_in_png(_as_run(job, call, build), call, build.model, build.scheduler)
+                metadata = describe_in_png(_as_run(job, call, build, mode), call, build.model, build.scheduler)
                 context = ImageContext(job.id, index, job.request, call.seed, to_picture(array), metadata)
                 self._plugins.call("image_finished", context)
                 picture = encode(context.image, "png", metadata=context.metadata)
@@ -177,7 +177,7 @@ class Runner:
                         "seeds": job.seeds,
                         "model": build.model,
                         "scheduler": build.scheduler,
-                        "mode": self.mode_for(job.request),
+                        "mode": mode,
                         "seconds": round(monotonic() - job.created, 4),
                     }
                 )
@@ -242,14 +242,17 @@ def _first(*values: Any) -> Any:
     return next(value for value in values if value is not None)
 
 
-def _as_run(job: Job, call: PipelineCall, build: PipelineBuild) -> dict[str, Any]:
+def _as_run(job: Job, call: PipelineCall, build: PipelineBuild, mode: Mode) -> dict[str, Any]:
     """The request that makes this one picture again: every default filled in, its own seed."""
-    request = job.request.model_dump(mode="json", exclude={"stream", "num_images"}, exclude_none=True)
-    values = asdict(build) | {
+    asked = job.request.model_dump(mode="json", exclude={"stream", "num_images"}, exclude_none=True)
+    used = {
+        "model": build.model,
+        "scheduler": build.scheduler,
+        "mode": mode,
         "num_inference_steps": call.num_inference_steps,
         "guidance_scale": call.guidance_scale,
         "width": call.width,
         "height": call.height,
         "seed": call.seed,
     }
-    return request | {key: value for key, value in values.items() if key not in ("dtype", "task")}
+    return dict(sorted((asked | used).items()))
