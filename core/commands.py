@@ -15,11 +15,14 @@ from .events import Accepted, Event
 from .jobs import Job
 from .registry import PluginRegistry
 from .requests import GenerateRequest, Strict
+from .settings import nearest_key
 
 if TYPE_CHECKING:
     from .host import Host
 
 Params = TypeVar("Params", bound=BaseModel)
+
+MAX_DETAILS = 20  # of one error; a message may have a wrong entry for each of its bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +173,20 @@ def validate(model: type[Params], params: Any, command: str) -> Params:
     try:
         return model.model_validate(params)
     except ValidationError as error:
-        details = [_detail(problem) for problem in error.errors(include_url=False)]
+        problems = error.errors(include_url=False)
+        details = [_detail(model, problem) for problem in problems[:MAX_DETAILS]]
         first = details[0]
         where = ".".join(str(part) for part in first["path"]) or "params"
-        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         message = f"{command}: {where}: {first['message']}, got {first['got']}{more}"
         raise InvalidParams(message, details) from error
 
 
-def _detail(problem: Any) -> dict[str, Any]:
-    path = [part for part in problem["loc"] if part not in _UNION_BRANCHES]
+def _detail(model: type[BaseModel], problem: Any) -> dict[str, Any]:
+    path = [part[:80] if isinstance(part, str) else part for part in problem["loc"] if part not in _UNION_BRANCHES]
     message = problem["msg"].removeprefix("Value error, ")  # pydantic's own prefix says nothing to a client
+    if problem["type"] == "extra_forbidden":
+        message = f"unknown key, {nearest_key(model, problem['loc'])}"
     return {"path": path, "message": message, "got": reprlib.repr(problem["input"])}
 
 

@@ -1,5 +1,6 @@
 """A host: settings, plugins, models, one engine and the jobs, with no network in it."""
 
+import difflib
 import logging
 import time
 from collections.abc import Callable
@@ -70,8 +71,10 @@ class Host:
         """
         entry = self.registry.commands.get(command)
         if entry is None:
+            near = difflib.get_close_matches(command[:80], self.registry.commands, n=1)
             known = ", ".join(sorted(self.registry.commands))
-            raise UnknownCommand(f"there is no command {command!r}; commands: {known}")
+            hint = f"did you mean {near[0]!r}?" if near else f"commands: {known}"
+            raise UnknownCommand(f"there is no command {command[:80]!r}; {hint}")
         if self.closing:
             raise HostClosing("the host is shutting down and takes no more commands")
         context = CommandContext(self, client, emit)

@@ -108,7 +108,7 @@ class JobTable:
             if len(self._jobs) >= self._limits.jobs:
                 raise TooManyJobs(f"the host has {len(self._jobs)} unfinished jobs, its limit; try again later")
             self._jobs[job.id] = job
-        job.outcome.add_done_callback(lambda _: self._jobs.pop(job.id, None))
+        job.outcome.add_done_callback(lambda _: self._remove(job))
 
     def get(self, job_id: str, client: str) -> Job:
         """A client's own unfinished job.
@@ -125,3 +125,7 @@ class JobTable:
         """The unfinished jobs, oldest first; of one client, or of all."""
         with self._lock:
             return [job for job in self._jobs.values() if client in (None, job.client)]
+
+    def _remove(self, job: Job) -> None:
+        with self._lock:  # from the thread that ended the job, while others may be listing
+            self._jobs.pop(job.id, None)
