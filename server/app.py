@@ -1,15 +1,13 @@
 """The Starlette app: `/ws`, health, and a plain page."""
 
 import asyncio
-import hmac
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
@@ -17,6 +15,7 @@ from starlette.websockets import WebSocket
 from .. import __version__
 from ..core.errors import LatentwireError
 from ..core.host import Host
+from .auth import refusal
 from .codec import SUBPROTOCOL
 from .page import page
 from .session import Session
@@ -37,11 +36,11 @@ def create_app(host: Host) -> Starlette:
         await asyncio.to_thread(host.close)
 
     async def websocket(websocket: WebSocket) -> None:
-        offered = websocket.scope.get("subprotocols") or []
-        if not _may_enter(host, websocket) or (offered and SUBPROTOCOL not in offered):
-            await websocket.close()  # before accept: HTTP 403
+        refused = refusal(websocket, host.settings.server.token)
+        if refused is not None:
+            await websocket.send_denial_response(refused)
             return
-        await websocket.accept(SUBPROTOCOL if offered else None)
+        await websocket.accept(SUBPROTOCOL if websocket.scope.get("subprotocols") else None)
         await Session(host, websocket).serve()
 
     async def health(_: Request) -> Response:
@@ -77,15 +76,5 @@ async def _warm_up(host: Host) -> None:
         await asyncio.to_thread(host.warm_up)
     except LatentwireError as error:
         log.error("the default model cannot be used: %s", error.message)
-
-
-def _may_enter(host: Host, connection: HTTPConnection) -> bool:
-    """Whether a connection has the token, and does not come from another site's page."""
-    origin = connection.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != connection.headers.get("host"):
-        return False
-    token = host.settings.server.token
-    if token is None:
-        return True
-    given = connection.headers.get("authorization", "").removeprefix("Bearer ")
-    return hmac.compare_digest(given.encode(), token.encode())
+    except Exception:
+        log.exception("the default model cannot be used")

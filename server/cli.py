@@ -101,9 +101,8 @@ async def _ask(options: argparse.Namespace) -> int:
             print(json.dumps(await host.call("describe"), indent=2))
         elif options.command == "plugins":
             for row in (await host.call("plugins.list"))["plugins"]:
-                print(
-                    f"{row['name']:<20} {row['state']:<10} {row['source']:<10} {row['error'] or ', '.join(row['hooks'])}"
-                )
+                note = row["error"] or ", ".join(row["hooks"])
+                print(f"{row['name']:<20} {row['state']:<10} {row['source']:<10} {note}")
         else:
             for row in (await host.call("models.list"))["models"]:
                 note = row.get("error") or f"{row['family']}, {row['size']}x{row['size']}, {row['dtype']}"
@@ -125,6 +124,7 @@ async def _generate(host: "Connection", options: argparse.Namespace) -> int:
         )
         if getattr(options, name) is not None
     }  # fmt: skip
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.previews:
         options.previews.mkdir(parents=True, exist_ok=True)
         fields["previews"] = {"format": "jpeg"}

@@ -8,7 +8,9 @@ from ..core.errors import BadMessage
 
 SUBPROTOCOL = "latentwire.v1.msgpack"
 MAX_DEPTH = 16  # maps and lists inside one another
-MAX_ENTRIES = 100_000  # of one map or list
+MAX_ENTRIES = 100_000  # of a message's maps and lists, all together
+
+_PLAIN = {str, bytes, int, float, bool, type(None)}
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -17,38 +19,55 @@ def encode(message: dict[str, Any]) -> bytes:
     return frame
 
 
-def decode(frame: bytes) -> dict[str, Any]:
-    """A frame as a message: a map with string keys.
+def decode(frame: bytes) -> dict[Any, Any]:
+    """A frame as a map. What is in it may still be nonsense: see `check`.
 
     Raises:
-        BadMessage: the frame is truncated, no msgpack, no map, too deep or too wide.
+        BadMessage: the frame is truncated, no msgpack, or no map.
     """
+    # msgpack makes room for as many entries as a header claims; a claim beyond the frame's own bytes is a lie
+    most = min(MAX_ENTRIES, len(frame))
     try:
-        message = msgpack.unpackb(
-            frame,
-            strict_map_key=True,
-            max_array_len=MAX_ENTRIES,
-            max_map_len=MAX_ENTRIES,
-        )
+        message = msgpack.unpackb(frame, strict_map_key=True, max_array_len=most, max_map_len=most)
     except Exception as error:  # msgpack raises a dozen kinds
-        raise BadMessage(f"the frame is no msgpack: {type(error).__name__}: {error}; wanted one map a frame") from error
+        reason = str(error) or type(error).__name__
+        raise BadMessage(f"the frame is no msgpack that this host reads: {reason}; wanted one map a frame") from error
     if not isinstance(message, dict):
         raise BadMessage(f"the frame holds a {type(message).__name__}, wanted a map")
-    _check_depth(message)
     return message
 
 
 def decode_trusted(frame: bytes) -> dict[str, Any]:
-    """A frame from one's own host as a message, large pictures and tensors included."""
-    message: dict[str, Any] = msgpack.unpackb(frame, max_bin_len=len(frame))
+    """A frame from one's own host as a message."""
+    message: dict[str, Any] = msgpack.unpackb(frame)
     return message
 
 
-def _check_depth(message: Any) -> None:
-    level, depth = [message], 0
+def check(message: dict[Any, Any]) -> None:
+    """Make sure that a message is maps with text keys, lists and plain values, and of a sane size.
+
+    Raises:
+        BadMessage: it is nested too deep, has too many entries, a key that is no text, or an extension type.
+    """
+    level: list[Any] = [message]
+    depth = entries = 0
     while level:
         depth += 1
         if depth > MAX_DEPTH:
             raise BadMessage(f"the message is nested more than {MAX_DEPTH} deep")
-        children = [entry for part in level for entry in (part.values() if isinstance(part, dict) else part)]
-        level = [entry for entry in children if isinstance(entry, dict | list)]
+        below: list[Any] = []
+        for part in level:
+            entries += len(part)
+            if entries > MAX_ENTRIES:
+                raise BadMessage(f"the message has more than {MAX_ENTRIES} entries; send numbers in bulk as bytes")
+            if isinstance(part, dict):
+                for key in part:
+                    if type(key) is not str:
+                        raise BadMessage(f"the message has the key {key!r:.80}; keys must be texts")
+                part = part.values()
+            for value in part:
+                if type(value) is dict or type(value) is list:
+                    below.append(value)
+                elif type(value) not in _PLAIN:
+                    raise BadMessage("the message has a msgpack extension type (a timestamp is one); send plain values")
+        level = below

@@ -1,42 +1,25 @@
 """Runs a host under uvicorn and tells the person at the terminal where it is."""
 
-import ipaddress
+import asyncio
 import logging
 import os
 import secrets
+import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import transformers
 import uvicorn
 
 from .. import __version__
-from ..core.errors import SettingsError
+from ..core.errors import LatentwireError, SettingsError
 from ..core.host import Host
-from ..core.settings import Settings, load_settings
+from ..core.settings import ServerSettings, Settings, load_settings
 from .app import create_app
+from .auth import is_loopback
 
 HARD_LIMIT = 4 << 20  # bytes of a frame; the session refuses smaller ones more politely
-
-
-class AnnouncingServer(uvicorn.Server):
-    """Prints where it listens as soon as it does."""
-
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
-        super().__init__(config)
-        self._settings = settings
-
-    async def startup(self, sockets: list[object] | None = None) -> None:
-        await super().startup(sockets)  # type: ignore[arg-type]
-        if not self.started:
-            return
-        port = self.servers[0].sockets[0].getsockname()[1]
-        address = self._settings.server.host
-        address = f"[{address}]" if ":" in address else address
-        print(f"latentwire {__version__}")
-        print(f"  page    http://{address}:{port}/")
-        print(f"  socket  ws://{address}:{port}/ws")
-        print(f"  token   {self._settings.server.token or 'none needed on loopback'}", flush=True)
 
 
 def serve(file: Path | None, overrides: list[str]) -> int:
@@ -48,36 +31,64 @@ def serve(file: Path | None, overrides: list[str]) -> int:
     transformers.logging.disable_progress_bar()
     try:
         settings = _with_token(load_settings(file, os.environ, overrides))
+        listener = _listen(settings.server)
         host = Host(settings)
-    except SettingsError as error:
+    except LatentwireError as error:
         print(f"latentwire: {error.message}", file=sys.stderr)
         return 2
-    config = uvicorn.Config(
-        create_app(host),
-        host=settings.server.host,
-        port=settings.server.port,
-        ws="websockets-sansio",
-        ws_max_size=HARD_LIMIT,
-        ws_per_message_deflate=False,  # pictures are compressed already
-        timeout_graceful_shutdown=5,
-        log_config=None,
-        access_log=False,
-    )
-    server = AnnouncingServer(config, settings)
-    server.run()
-    return 0 if server.started else 1
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how a person ends it
+        HostServer(host, listener).run(sockets=[listener])
+    return 0
+
+
+class HostServer(uvicorn.Server):
+    """Says where it listens as soon as it does, and lets clients know why it goes."""
+
+    def __init__(self, host: Host, listener: socket.socket) -> None:
+        config = uvicorn.Config(
+            create_app(host),
+            ws="websockets-sansio",
+            ws_max_size=HARD_LIMIT,
+            ws_per_message_deflate=False,  # pictures are compressed already
+            timeout_graceful_shutdown=5,
+            log_config=None,
+            access_log=False,
+        )
+        super().__init__(config)
+        self._host = host
+        self._listener = listener
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        server = self._host.settings.server
+        name = f"[{server.host}]" if ":" in server.host else server.host
+        port = self._listener.getsockname()[1]
+        print(f"latentwire {__version__}")
+        print(f"  page    http://{name}:{port}/")
+        print(f"  socket  ws://{name}:{port}/ws")
+        print(f"  token   {server.token or 'none needed on loopback'}", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.to_thread(self._host.close)
+        await asyncio.sleep(0.1)  # each unfinished job's error is on its way out; then the sockets close
+        await super().shutdown(sockets)
+
+
+def _listen(server: ServerSettings) -> socket.socket:
+    """A socket on the configured address, before anything slow begins."""
+    try:
+        family, *_, address = socket.getaddrinfo(
+            server.host or None, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
+        raise SettingsError(f"cannot listen on {server.host}:{server.port}: {reason}; see --host and --port") from error
 
 
 def _with_token(settings: Settings) -> Settings:
     """Settings that ask for a token wherever another machine could connect."""
-    if settings.server.token or _is_loopback(settings.server.host):
+    if settings.server.token or is_loopback(settings.server.host):
         return settings
-    token = settings.server.model_copy(update={"token": secrets.token_urlsafe(24)})
-    return settings.model_copy(update={"server": token})
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    server = settings.server.model_copy(update={"token": secrets.token_urlsafe(24)})
+    return settings.model_copy(update={"server": server})

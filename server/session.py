@@ -20,11 +20,13 @@ from ..core.errors import (
 from ..core.events import Event, to_plain
 from ..core.host import Host
 from . import codec
-from .outbox import Outbox, OutboxOverflow
+from .outbox import Outbox
 
 log = logging.getLogger(__name__)
 
 MAX_ID_LENGTH = 64
+SEND_TIMEOUT_S = 60.0  # for one message; the client's machine may be gone without a word
+CLOSE_TIMEOUT_S = 1.0
 TRY_AGAIN_LATER = 1013  # WebSocket close code
 
 MessageId = int | str
@@ -45,15 +47,21 @@ class Session:
         self._outbox.put(self._hello())
         sender = asyncio.create_task(self._send())
         receiver = asyncio.create_task(self._receive())
+        overflow = asyncio.create_task(self._outbox.overflow.wait())
         try:
-            await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((sender, receiver, overflow), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (sender, receiver, *self._commands.values()):
+            tasks = [sender, receiver, overflow, *self._commands.values()]
+            for task in tasks:
                 task.cancel()
-            ends = await asyncio.gather(sender, receiver, *self._commands.values(), return_exceptions=True)
-            for end in ends:
+            for end in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(end, Exception):
                     log.error("client %s: %s", self.client, end, exc_info=end)
+        if self._outbox.overflow.is_set():
+            log.warning("client %s reads too slowly; its connection is closed", self.client)
+            with suppress(Exception):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):  # it may not even have room for the close frame
+                    await self._websocket.close(TRY_AGAIN_LATER, "this client reads too slowly")
 
     def _hello(self) -> dict[str, Any]:
         limits = self._host.settings.limits
@@ -71,15 +79,16 @@ class Session:
         }
 
     async def _send(self) -> None:
-        try:
-            while True:
-                await self._websocket.send_bytes(codec.encode(await self._outbox.take()))
-        except OutboxOverflow as error:
-            log.warning("client %s reads too slowly: %s", self.client, error)
-            with suppress(Exception):
-                await self._websocket.close(TRY_AGAIN_LATER, "this client reads too slowly")
-        except WebSocketDisconnect:
-            pass
+        while True:
+            frame = codec.encode(await self._outbox.take())
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await self._websocket.send_bytes(frame)
+            except TimeoutError:
+                log.warning("client %s took nothing for %g s; it is given up", self.client, SEND_TIMEOUT_S)
+                return
+            except (WebSocketDisconnect, RuntimeError):  # the latter: the server has sent the close frame itself
+                return
 
     async def _receive(self) -> None:
         while True:
@@ -90,6 +99,7 @@ class Session:
                 self._take(message.get("bytes"))
             except MessageError as error:
                 self._fail(None, error)
+            await asyncio.sleep(0)  # a flood of small frames must not hold up the other clients
 
     def _take(self, frame: bytes | None) -> None:
         """Begin the command of one frame; its errors carry its id as soon as that is known."""
@@ -101,8 +111,9 @@ class Session:
         message = codec.decode(frame)
         message_id = message.get("id")
         if isinstance(message_id, bool) or not isinstance(message_id, int | str) or _too_long(message_id):
-            raise BadMessage(f"id must be a number or a text of up to {MAX_ID_LENGTH} letters, got {message_id!r:.80}")
+            raise BadMessage(f"id must be a number or a text of 1 to {MAX_ID_LENGTH} letters, got {message_id!r:.80}")
         try:
+            codec.check(message)
             if message_id in self._commands:
                 raise DuplicateId(f"id {message_id!r} is still in use on this connection; choose another")
             command, params = _command_of(message)
