@@ -1,19 +1,23 @@
 """A host's settings: plugins.toml, then the environment, then the command line; the later one wins.
 
 The environment speaks as `LATENTWIRE_SERVER_PORT=9000`, the command line as `--set server.port=9000`.
-An unknown key is refused with the nearest right one.
+An unknown key is refused with the nearest right one. Models and plugins are set in plugins.toml alone.
 """
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from types import UnionType
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import SettingsError
 from .requests import Mode
+
+CLIENT_VARIABLES = {"LATENTWIRE_URL", "LATENTWIRE_TOKEN"}
+"""What the command line's client commands read; a host may run in the same environment."""
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "models" / "emoji"
 
@@ -123,15 +127,14 @@ def load_settings(
             raise SettingsError(f"cannot read {file}: {error}") from error
         _resolve_paths(values, file.parent)
     for name, value in environment.items():
-        if name.startswith("LATENTWIRE_"):
-            section, _, key = name.removeprefix("LATENTWIRE_").lower().partition("_")
-            _set(values, section, key, value, origin=name)
+        if name.startswith("LATENTWIRE_") and name not in CLIENT_VARIABLES:
+            target = name.removeprefix("LATENTWIRE_").lower().replace("_", ".", 1)
+            _set(values, target, value, origin=name)
     for override in overrides:
         target, equals, value = override.partition("=")
-        section, _, key = target.partition(".")
-        if not equals or not key:
+        if not equals:
             raise SettingsError(f"--set takes section.key=value, got {override!r}")
-        _set(values, section, key, value, origin=f"--set {target}")
+        _set(values, target, value, origin=f"--set {target}")
     return parse(Settings, values, origin=str(file) if file else "settings")
 
 
@@ -150,36 +153,57 @@ def parse(model: type[Model], values: Mapping[str, Any], origin: str) -> Model:
 
 def _explain(model: type[BaseModel], problem: Any) -> str:
     path = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        return f"{path}: {problem['msg']}" if path else str(problem["msg"])
-    known = _keys_at(model, problem["loc"][:-1])
-    near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-    return f"unknown key {path!r}, {hint}"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {path!r}, {nearest_key(model, problem['loc'])}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not path:
+        return str(message)
+    # a plugin's values may be secrets, and clients can read why a plugin failed
+    shown = model is Settings and path != "server.token" and problem["type"] != "missing"
+    return f"{path}: {message}" + (f", got {problem['input']!r:.80}" if shown else "")
+
+
+def nearest_key(model: type[BaseModel], path: Sequence[Any]) -> str:
+    """A hint for the unknown key at the end of `path`: the nearest right one, or all of them."""
+    known = _keys_at(model, path[:-1])
+    near = difflib.get_close_matches(str(path[-1])[:80], known, n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known)) or 'none'}"
 
 
 def _keys_at(model: Any, path: Iterable[Any]) -> list[str]:
     """The keys that the section at `path` knows."""
     for part in path:
-        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            model = model.model_fields[part].annotation
-        elif getattr(model, "__args__", None):  # a list's or dict's items
-            model = model.__args__[-1]
+        model = _section(model)
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            model = model.model_fields[part].annotation if part in model.model_fields else None
+        elif get_origin(model) in (dict, list):  # its items
+            model = get_args(model)[-1]
+    model = _section(model)
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
-def _set(values: dict[str, Any], section: str, key: str, value: str, origin: str) -> None:
-    sections = {
-        name: field.annotation
-        for name, field in Settings.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-    }
-    known = [f"{name}.{entry}" for name, model in sections.items() for entry in model.model_fields]
-    if f"{section}.{key}" not in known:
-        near = difflib.get_close_matches(f"{section}.{key}", known, n=1, cutoff=0.4)
+def _section(annotation: Any) -> Any:
+    """`X` where the annotation is `X | None`."""
+    wanted = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return wanted[0] if get_origin(annotation) in (Union, UnionType) else annotation
+
+
+def _set(values: dict[str, Any], target: str, value: str, origin: str) -> None:
+    """Set `section.key`, or a key of the top level, to a text that validation turns into the right type."""
+    known = []
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            known += [f"{name}.{key}" for key in field.annotation.model_fields]
+        elif field.annotation is bool:
+            known.append(name)
+    if target not in known:
+        near = difflib.get_close_matches(target[:80], known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        raise SettingsError(f"{origin}: unknown setting {section}.{key}, {hint}")
-    values.setdefault(section, {})[key] = value
+        raise SettingsError(f"{origin}: unknown setting {target}, {hint}")
+    section, dot, key = target.rpartition(".")
+    table = values.setdefault(section, {}) if dot else values
+    if isinstance(table, dict):  # else validation says what is wrong with the file
+        table[key] = value
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
@@ -189,4 +213,7 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     entries = [*(models.values() if isinstance(models, dict) else []), *(plugins if isinstance(plugins, list) else [])]
     for entry in entries:
         if isinstance(entry, dict) and isinstance(entry.get("path"), str):
-            entry["path"] = (folder / Path(entry["path"]).expanduser()).resolve()
+            try:
+                entry["path"] = (folder / Path(entry["path"]).expanduser()).resolve()
+            except (RuntimeError, ValueError) as error:  # ~nobody, or a NUL
+                raise SettingsError(f"path {entry['path']!r} cannot be used: {error}") from error
