@@ -2,19 +2,23 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, fields
+from typing import Any, Self
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_websocket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
 
-from ..core.events import EVENTS, Accepted, Event, from_plain
+from ..core.events import EVENTS, Event, from_plain
 from ..server.codec import SUBPROTOCOL, decode_trusted, encode
 
+DEFAULT_URL = "ws://127.0.0.1:8000/ws"
+GREETING_TIMEOUT_S = 10.0
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}  # a proxy from the environment is not for these
 MAX_FRAME = 256 << 20  # bytes; a picture or tensor comes in one frame
 
 
@@ -44,6 +48,11 @@ class Result:
     mode: str
     seconds: float
 
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Self:
+        """From a host's message; what this version does not know is left out."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
 
 class Connection:
     """A connected host; made by `connect`."""
@@ -53,6 +62,8 @@ class Connection:
         self._websocket = websocket
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Queue[dict[str, Any]]] = {}
+        self._jobs: dict[int, str] = {}  # of generate commands under way, once the host has said
+        self._abandoned: set[int] = set()  # left by their reader before it did
         self._lost: str | None = None
 
     async def call(self, command: str, **params: Any) -> dict[str, Any]:
@@ -62,11 +73,11 @@ class Connection:
             RemoteError: the host answered with an error.
             ConnectionLost: the connection broke before the answer.
         """
-        async for message in self._run(command, params):
+        result: dict[str, Any] = {}
+        async for message in self._run(next(self._ids), command, params):
             if message["event"] == "result":
-                result: dict[str, Any] = message["result"]
-                return result
-        raise ConnectionLost("the answer ended without a result")
+                result = message["result"]
+        return result
 
     async def generate(
         self,
@@ -76,7 +87,7 @@ class Connection:
         previews: bool | dict[str, Any] = False,
         latents: bool | dict[str, Any] = False,
         **fields: Any,
-    ) -> AsyncIterator[Event | Result]:
+    ) -> AsyncGenerator[Event | Result]:
         """Make a picture or several; yields events as they come and a `Result` last.
 
         Leaving the loop early cancels the job.
@@ -95,27 +106,30 @@ class Connection:
         for name, wanted in (("previews", previews), ("latents", latents)):
             if wanted is not False:
                 stream[name] = {} if wanted is True else wanted
-        job, ended = None, False
+        message_id = next(self._ids)
+        ended = False
         try:
-            async for message in self._run("generate", {"prompt": prompt, "stream": stream, **fields}):
-                name = message["event"]
-                if name == "result":
-                    ended = True
-                    yield Result(**message["result"])
-                elif name in EVENTS:
-                    event = from_plain(name, message)
-                    job = event.job if isinstance(event, Accepted) else job
-                    yield event
+            params = {"prompt": prompt, "stream": stream, **fields}
+            async with aclosing(self._run(message_id, "generate", params)) as messages:
+                async for message in messages:
+                    name = message["event"]
+                    if name == "result":
+                        ended = True
+                        yield Result.from_plain(message["result"])
+                    elif name in EVENTS:
+                        yield from_plain(name, message)
         except (RemoteError, ConnectionLost):
             ended = True
             raise
         finally:
-            if job is not None and not ended:
-                await self._send(next(self._ids), "cancel", {"job": job})
+            job = self._jobs.pop(message_id, None)
+            if not ended and job is not None:
+                await self._cancel(job)
+            elif not ended:
+                self._abandoned.add(message_id)
 
-    async def _run(self, command: str, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def _run(self, message_id: int, command: str, params: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Send a command and yield its messages up to its result."""
-        message_id = next(self._ids)
         answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._answers[message_id] = answers
         try:
@@ -135,58 +149,88 @@ class Connection:
     async def _send(self, message_id: int, command: str, params: dict[str, Any]) -> None:
         if self._lost is not None:
             raise ConnectionLost(self._lost)
+        frame = encode({"id": message_id, "command": command, "params": params})
+        limit = self.hello["limits"]["message_bytes"]
+        if len(frame) > limit:  # the host could not even tell whose message it was
+            raise RemoteError("message_too_large", f"{command} has {len(frame)} bytes, the host's limit is {limit}", [])
         with suppress(ConnectionClosed):  # `_listen` tells whoever waits
-            await self._websocket.send(encode({"id": message_id, "command": command, "params": params}))
+            await self._websocket.send(frame)
+
+    async def _cancel(self, job: str) -> None:
+        with suppress(ConnectionLost):  # then the host has cancelled it already
+            await self._send(next(self._ids), "cancel", {"job": job})
 
     async def _listen(self, greeted: asyncio.Event) -> None:
         """Hand each message to the command that it answers, until the connection ends."""
         try:
             async for frame in self._websocket:
-                if isinstance(frame, str):
-                    continue
-                message = decode_trusted(frame)
-                if message["event"] == "hello":
-                    self.hello = message
+                if not isinstance(frame, str):
+                    await self._take(decode_trusted(frame))
                     greeted.set()
-                elif message["id"] in self._answers:
-                    self._answers[message["id"]].put_nowait(message)
-                elif message["id"] is None:  # a frame of ours was refused before its id was known
-                    for answers in self._answers.values():
-                        answers.put_nowait(message)
         except ConnectionClosed:
             pass
+        except Exception as error:
+            self._lost = f"the host sent what this client cannot read: {type(error).__name__}: {error}"
         finally:
             reason = self._websocket.close_reason or "the host closed the connection"
-            self._lost = f"the connection is lost: {reason}"
+            self._lost = self._lost or f"the connection is lost: {reason}"
             for answers in self._answers.values():
                 answers.put_nowait({"event": "lost", "reason": self._lost})
             greeted.set()
 
+    async def _take(self, message: dict[str, Any]) -> None:
+        message_id = message["id"]
+        if message["event"] == "hello":
+            self.hello = message
+        elif message_id in self._answers:
+            if message["event"] == "accepted":
+                self._jobs[message_id] = message["job"]
+            self._answers[message_id].put_nowait(message)
+        elif message_id in self._abandoned:
+            self._abandoned.discard(message_id)
+            if message["event"] == "accepted":
+                await self._cancel(message["job"])
+        elif message_id is None:  # a frame of ours was refused before its id was known
+            for answers in self._answers.values():
+                answers.put_nowait(message)
+
 
 @asynccontextmanager
-async def connect(url: str = "ws://127.0.0.1:8000/ws", *, token: str | None = None) -> AsyncIterator[Connection]:
+async def connect(url: str = DEFAULT_URL, *, token: str | None = None) -> AsyncIterator[Connection]:
     """Connect to a host: `async with latentwire.connect() as host: ...`.
 
     Raises:
-        ConnectionLost: nobody answers there, or the token is wrong.
+        ConnectionLost: nobody answers there, it is no latentwire host, or the token is wrong.
     """
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        websocket = await connect_websocket(
-            url,
-            subprotocols=[Subprotocol(SUBPROTOCOL)],
-            additional_headers=headers,
-            compression=None,
-            max_size=MAX_FRAME,
-        )
-    except (OSError, InvalidHandshake, InvalidURI) as error:
-        raise ConnectionLost(f"cannot connect to {url}: {error}; is `latentwire serve` running there?") from error
+    websocket = await _open(url, token)
     greeted = asyncio.Event()
     connection = Connection(websocket)
     listener = asyncio.create_task(connection._listen(greeted))
     try:
-        await greeted.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GREETING_TIMEOUT_S):
+                await greeted.wait()
+        if not connection.hello:
+            raise ConnectionLost(f"{url} does not greet as a latentwire host; {connection._lost or 'it is silent'}")
         yield connection
     finally:
         await websocket.close()
         await listener
+
+
+async def _open(url: str, token: str | None) -> ClientConnection:
+    try:
+        websocket = await connect_websocket(
+            url,
+            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            additional_headers={"Authorization": f"Bearer {token}"} if token else {},
+            compression=None,
+            max_size=MAX_FRAME,
+            proxy=None if urlsplit(url).hostname in LOOPBACK else True,
+        )
+    except InvalidStatus as error:
+        reason = (error.response.body or b"").decode(errors="replace").strip()
+        raise ConnectionLost(f"{url} refuses the connection: {reason or error}") from error
+    except (OSError, InvalidHandshake, InvalidURI, ValueError) as error:
+        raise ConnectionLost(f"cannot connect to {url}: {error}; is `latentwire serve` running there?") from error
+    return websocket

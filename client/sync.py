@@ -1,13 +1,15 @@
 """The plain client: the async one, run by an event loop in a thread of its own."""
 
 import asyncio
+import queue
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
 from ..core.events import Event
-from .connection import Connection, Result, connect
+from .connection import DEFAULT_URL, Connection, Result, connect
 
 T = TypeVar("T")
 
@@ -26,40 +28,67 @@ class SyncConnection:
 
     def call(self, command: str, **params: Any) -> dict[str, Any]:
         """See `Connection.call`."""
-        return _wait(self._loop, self._connection.call(command, **params))
+        return _wait(asyncio.run_coroutine_threadsafe(self._connection.call(command, **params), self._loop))
 
     def generate(self, prompt: str, **fields: Any) -> Iterator[Event | Result]:
         """See `Connection.generate`."""
-        events: AsyncIterator[Event | Result] = self._connection.generate(prompt, **fields)
+        events: queue.SimpleQueue[Event | Result | None] = queue.SimpleQueue()
+
+        async def collect() -> None:
+            try:
+                async with aclosing(self._connection.generate(prompt, **fields)) as source:
+                    async for event in source:
+                        events.put(event)
+            finally:
+                events.put(None)
+
+        collecting = asyncio.run_coroutine_threadsafe(collect(), self._loop)
         try:
-            while (event := _wait(self._loop, anext(events, None))) is not None:
+            while (event := events.get()) is not None:
                 yield event
+            collecting.result()  # raises what ended the job
         finally:
-            _wait(self._loop, events.aclose())  # type: ignore[attr-defined]
+            collecting.cancel()  # without effect on a job that has ended
 
 
 @contextmanager
-def connect_sync(url: str = "ws://127.0.0.1:8000/ws", *, token: str | None = None) -> Iterator[SyncConnection]:
+def connect_sync(url: str = DEFAULT_URL, *, token: str | None = None) -> Iterator[SyncConnection]:
     """Connect to a host: `with latentwire.connect_sync() as host: ...`. See `connect`."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="latentwire-client", daemon=True)
-    thread.start()
-    context: AbstractAsyncContextManager[Connection] = connect(url, token=token)
-    try:
-        connection = _wait(loop, context.__aenter__())
+    connected: Future[SyncConnection] = Future()
+    leaving = asyncio.Event()
+
+    async def stay() -> None:
         try:
-            yield SyncConnection(loop, connection)
+            async with connect(url, token=token) as connection:
+                if connected.cancelled():
+                    return
+                connected.set_result(SyncConnection(asyncio.get_running_loop(), connection))
+                await leaving.wait()
+        except BaseException as error:
+            if not connected.done():
+                connected.set_exception(error)
+            elif not connected.cancelled():
+                raise
+
+    thread = threading.Thread(target=_run, args=(stay(),), name="latentwire-client", daemon=True)
+    thread.start()
+    try:
+        connection = _wait(connected)
+        try:
+            yield connection
         finally:
-            _wait(loop, context.__aexit__(None, None, None))
+            connection._loop.call_soon_threadsafe(leaving.set)
     finally:
-        loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        loop.close()
 
 
-def _wait(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T] | Any) -> T:
-    async def run() -> T:
-        result: T = await work
-        return result
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)  # ends what the work has left behind, unlike a bare loop
 
-    return asyncio.run_coroutine_threadsafe(run(), loop).result()
+
+def _wait(future: "Future[T]") -> T:
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()  # Ctrl-C: nobody waits for it any more
+        raise
