@@ -14,6 +14,7 @@ from . import data
 from .common import MovingAverage, cosine_rate, load_checkpoint, parser, pick_device, save_checkpoint, track
 
 CROP = 64
+SCALING_PICTURES = 256  # that the latents' standard deviation is measured on
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -59,7 +60,7 @@ def loss_of(model: AutoencoderKL, pictures: torch.Tensor) -> tuple[torch.Tensor,
 def measure_scaling(model: AutoencoderKL, things: list[data.Thing]) -> float:
     """The factor that gives the latents of whole pictures a standard deviation of one."""
     rng = random.Random(1)
-    pictures = torch.stack([data.to_tensor(data.sample(things, rng)[0]) for _ in range(256)])
+    pictures = torch.stack([data.to_tensor(data.sample(things, rng)[0]) for _ in range(SCALING_PICTURES)])
     device = next(model.parameters()).device
     latents = torch.cat([model.encode(part.to(device)).latent_dist.mean for part in pictures.split(32)])
     return 1 / latents.std().item()

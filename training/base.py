@@ -141,7 +141,7 @@ def pipeline_of(model: Model, vae: AutoencoderKL) -> StableDiffusionPipeline:
 
 
 @torch.inference_mode()
-def sheet(pipe: StableDiffusionPipeline, prompts: tuple[str, ...] = SHEET_PROMPTS) -> Image.Image:
+def sheet(pipe: StableDiffusionPipeline, prompts: tuple[str, ...]) -> Image.Image:
     """One picture a prompt, seed 0, 20 steps, six in a row."""
     pipe.set_progress_bar_config(disable=True)
     pictures = [
@@ -158,7 +158,7 @@ def save_sheet(model: Model, average: MovingAverage, vae: AutoencoderKL, path: P
     """Paint the sheet with the averaged weights, and put the trained ones back."""
     trained = {key: value.clone() for key, value in model.state_dict().items()}
     model.load_state_dict(average.values)
-    sheet(pipeline_of(model.eval(), vae)).save(path)
+    sheet(pipeline_of(model.eval(), vae), SHEET_PROMPTS).save(path)
     model.load_state_dict(trained)
     model.train()
 
