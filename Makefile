@@ -1,6 +1,6 @@
 # make serve: run the host.  make test: run the tests.  Both set up .venv by themselves.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # pip runs only when one of these has changed since it last did
