@@ -52,9 +52,11 @@ async def generate(context: CommandContext, request: GenerateRequest) -> dict[st
     host.jobs.add(job)
     job.emit(Accepted(job.id, job.seeds))
     host.runner.start(job)
+    outcome = asyncio.wrap_future(job.outcome)
     try:
-        return await asyncio.shield(asyncio.wrap_future(job.outcome))
+        return await asyncio.shield(outcome)
     except asyncio.CancelledError:
+        outcome.add_done_callback(asyncio.Future.exception)  # nobody else will look at it
         job.fail(JobCancelled("the client went away"))
         raise
 
