@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as PILImage
+
 from latentwire import Host, LatentwireError, PluginError
 from latentwire.core.events import Event, Image, Started, Step, Tensor
 from latentwire.core.settings import EMBEDDED_MODEL
-from PIL import Image as PILImage
 
 from .conftest import running_host
 

@@ -5,9 +5,10 @@
 In plugins.toml, `settings = { strength = 0.5 }` sets the strength of requests that name none.
 """
 
-from latentwire import ImageContext, PluginRegistry, Strict, hookimpl
 from PIL import Image
 from pydantic import Field
+
+from latentwire import ImageContext, PluginRegistry, Strict, hookimpl
 
 
 class Settings(Strict):

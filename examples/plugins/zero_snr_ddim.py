@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusers import DDIMScheduler
+
 from latentwire import PluginRegistry, hookimpl
 
 
