@@ -19,7 +19,7 @@ check: $(VENV)/dev.done
 	$(BIN)/ruff check .
 	@# mypy wants a folder with the package's name; the checkout may have any
 	@mkdir -p $(VENV)/checked && ln -sfn ../.. $(VENV)/checked/latentwire
-	MYPYPATH=$(VENV)/checked $(BIN)/mypy -p latentwire
+	MYPYPATH=$(VENV)/checked:benchmarks $(BIN)/mypy -p latentwire
 
 format: $(VENV)/dev.done
 	$(BIN)/ruff format .

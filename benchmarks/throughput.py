@@ -19,6 +19,7 @@ import torch
 from serving import PROMPT, plain_pipeline, served_host
 
 from latentwire.client import Connection, connect
+from latentwire.core.settings import EMBEDDED_MODEL
 
 
 async def one(connection: Connection, steps: int, seed: int) -> None:
@@ -26,16 +27,19 @@ async def one(connection: Connection, steps: int, seed: int) -> None:
         pass
 
 
-def forward_seconds(unet: Any, rows: int) -> float:
-    """One raw forward over so many rows."""
+def forward_seconds(unet: Any, rows: int, times: int) -> float:
+    """The median of some raw forwards over so many rows."""
     size = unet.config.sample_size
     sample = torch.randn(rows, unet.config.in_channels, size, size, dtype=unet.dtype)
     states = torch.randn(rows, 77, unet.config.cross_attention_dim, dtype=unet.dtype)
-    times = torch.full((rows,), 500.0)
+    at = torch.full((rows,), 500.0)
+    seconds = []
     with torch.inference_mode():
-        begin = perf_counter()
-        unet(sample, times, encoder_hidden_states=states)
-        return perf_counter() - begin
+        for _ in range(times):
+            begin = perf_counter()
+            unet(sample, at, encoder_hidden_states=states)
+            seconds.append(perf_counter() - begin)
+    return median(seconds)
 
 
 async def measure(url: str, unet: Any, counts: list[int], rounds: int, steps: int) -> list[dict[str, Any]]:
@@ -45,11 +49,8 @@ async def measure(url: str, unet: Any, counts: list[int], rounds: int, steps: in
         for count in counts:
             speedups, limits = [], []
             for number in range(rounds + 1):
-                alone = await asyncio.to_thread(lambda: median(forward_seconds(unet, 2) for _ in range(9)))
-                rows = 2 * count
-                batched = await asyncio.to_thread(
-                    lambda rows=rows: median(forward_seconds(unet, rows) for _ in range(5))
-                )
+                alone = await asyncio.to_thread(forward_seconds, unet, 2, 9)
+                batched = await asyncio.to_thread(forward_seconds, unet, 2 * count, 5)
                 begin = perf_counter()
                 for seed in range(count):
                     await one(connections[0], steps, seed)
@@ -81,8 +82,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     options = parser.parse_args()
     counts = [int(count) for count in options.clients.split(",")]
-    from latentwire.core.settings import EMBEDDED_MODEL
-
     with served_host(models={"emoji": {"path": EMBEDDED_MODEL, "dtype": options.dtype}}) as (url, host):
         unet = plain_pipeline(host).unet
         rows = asyncio.run(measure(url, unet, counts, options.rounds, options.steps))

@@ -1,6 +1,9 @@
 """Stage 1: the autoencoder, 128x128 pictures <-> 4x16x16 latents, trained on 64x64 crops.
 
 Loss: L1, L1 on neighbouring-pixel differences (keeps edges sharp), and a faint KL term.
+
+`--decoder-only` goes on with the decoder of a finished autoencoder: sharper pictures from the same latents,
+so it may run while, or after, stage 2 trains on them.
 """
 
 import random
@@ -48,12 +51,13 @@ def edges(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss_of(model: AutoencoderKL, pictures: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The training loss, and the plain L1 for the log."""
+    """The training loss, and the plain L1 for the log; without noise and KL where the encoder is frozen."""
     posterior = model.encode(pictures).latent_dist
-    restored = model.decode(posterior.sample()).sample.float()
+    frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
+    restored = model.decode(posterior.mean if frozen else posterior.sample()).sample.float()
     l1 = F.l1_loss(restored, pictures)
     edge = sum(F.l1_loss(a, b) for a, b in zip(edges(restored), edges(pictures), strict=True))
-    return l1 + edge + 1e-6 * posterior.kl().mean(), l1.item()
+    return l1 + edge + (0.0 if frozen else 1e-6 * posterior.kl().mean()), l1.item()
 
 
 @torch.inference_mode()
@@ -79,15 +83,25 @@ def sheet(model: AutoencoderKL, things: list[data.Thing]) -> Image.Image:
 
 
 def main() -> None:
-    options = parser(__doc__, steps=3600, batch=16).parse_args()
+    arguments = parser(__doc__, steps=3600, batch=16)
+    arguments.add_argument("--decoder-only", action="store_true", help="go on with a finished model's decoder")
+    options = arguments.parse_args()
     torch.manual_seed(options.seed)
     device, things = pick_device(), data.load_things()
-    model = new_autoencoder().to(device)
+    runs = options.work / ("decoder" if options.decoder_only else "autoencoder")
+    if options.decoder_only:
+        model = AutoencoderKL.from_pretrained(options.out / "vae", torch_dtype=torch.float32, use_safetensors=True)
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
+    else:
+        model = new_autoencoder()
+    model = model.to(device)
     average = MovingAverage(model, 0.998)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.0)
-    checkpoint = options.work / "autoencoder" / "checkpoint.safetensors"
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    checkpoint = runs / "checkpoint.safetensors"
     start = load_checkpoint(checkpoint, model, average, optimizer)
-    for step, log in track(start, options.steps, options.work / "autoencoder" / "log.jsonl"):
+    for step, log in track(start, options.steps, runs / "log.jsonl"):
         torch.manual_seed(options.seed * 1_000_003 + step)
         pictures = batch_of_crops(things, options.batch, options.seed * 1_000_003 + step).to(device)
         for group in optimizer.param_groups:
@@ -96,7 +110,7 @@ def main() -> None:
             loss, l1 = loss_of(model, pictures)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         average.update(model, step)
         log.add(step, loss=loss.item(), l1=l1)
@@ -104,8 +118,9 @@ def main() -> None:
             save_checkpoint(checkpoint, step + 1, model, average, optimizer)
     model.load_state_dict(average.values)
     model.eval()
-    model.register_to_config(scaling_factor=round(measure_scaling(model, things), 5))
-    sheet(model, things).save(options.work / "autoencoder" / "sheet.png")
+    if not options.decoder_only:
+        model.register_to_config(scaling_factor=round(measure_scaling(model, things), 5))
+    sheet(model, things).save(runs / "sheet.png")
     model.half().save_pretrained(options.out / "vae")
     print(f"scaling factor {model.config.scaling_factor} -> {options.out / 'vae'}")
 
