@@ -35,10 +35,12 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+
+# the first time this fetches torch and takes minutes, so pip shows what it does
 $(VENV)/serve.done: $(SETUP) | $(VENV)/bin/python
-	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/dev.done: $(SETUP) | $(VENV)/bin/python
-	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev,training]'
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev,training]'
 	@touch $@ $(VENV)/serve.done
