@@ -24,6 +24,7 @@ from .errors import LatentwireError, PluginError, SettingsError
 from .hookspecs import PROJECT, HookSpecs
 from .registry import PluginRegistry, Registry
 from .settings import PluginSettings, parse
+from .settings import Settings as HostSettings  # `from latentwire import *` brings it into a plugin's module
 
 BUILT_IN = ("clip_skip",)
 
@@ -138,7 +139,7 @@ def _import(plugin: PluginSettings, installed: EntryPoint | None) -> Any:
 
 def _settings_of(module: Any, plugin: PluginSettings) -> Any:
     model = getattr(module, "Settings", None)
-    if isinstance(model, type) and issubclass(model, BaseModel):
+    if isinstance(model, type) and issubclass(model, BaseModel) and model is not HostSettings:
         return parse(model, plugin.settings, origin=f"settings of plugin {plugin.name!r}")
     if plugin.settings:
         raise SettingsError(f"plugin {plugin.name!r} has no settings, got {', '.join(plugin.settings)}")

@@ -137,6 +137,19 @@ def register(registry):
             asyncio.run(host.dispatch("failing.fail", {"on_purpose": False}, "test", lambda _: None))
 
 
+def test_the_hosts_own_settings_are_not_taken_for_a_plugins(tmp_path: Path) -> None:
+    source = """
+from latentwire import *
+
+class Plugin:
+    @hookimpl
+    def modify_call(self, context): ...
+"""
+    (tmp_path / "starred.py").write_text(source)
+    with running_host(plugins=[{"name": "starred", "path": tmp_path / "starred.py"}]) as host:
+        assert {report.error for report in host.plugins.reports} == {None}
+
+
 def test_the_way_to_test_a_plugin_works(monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = (block for block in blocks(PAGES["plugins"], "python") if "@hookimpl" not in block)
     monkeypatch.chdir(ROOT)
