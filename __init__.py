@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .client import RemoteError, connect, connect_sync
     from .core.build import PipelineBuild, PipelineCall
     from .core.commands import CommandContext
-    from .core.errors import LatentwireError, PluginError
+    from .core.errors import InvalidParams, LatentwireError, PluginError
     from .core.hookspecs import BuildContext, CallContext, ImageContext, StepContext, hookimpl
     from .core.host import Host
     from .core.registry import PluginRegistry
@@ -28,6 +28,7 @@ _HOME = {
     "GenerateRequest": "core.requests",
     "Host": "core.host",
     "ImageContext": "core.hookspecs",
+    "InvalidParams": "core.errors",
     "LatentwireError": "core.errors",
     "PipelineBuild": "core.build",
     "PipelineCall": "core.build",
@@ -50,6 +51,7 @@ __all__ = [
     "GenerateRequest",
     "Host",
     "ImageContext",
+    "InvalidParams",
     "LatentwireError",
     "PipelineBuild",
     "PipelineCall",

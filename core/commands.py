@@ -138,7 +138,7 @@ async def models_list(context: CommandContext, params: NoParams) -> dict[str, An
                 "size": card.size,
                 "defaults": dict(card.defaults),
                 "default": name == host.settings.defaults.model,
-                "loaded": card.folder.name in loaded,
+                "loaded": name in loaded,
             }
         )
     return {"models": models}

@@ -5,12 +5,12 @@ Hooks run in the order of plugins.toml.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
     from PIL.Image import Image as PILImage
@@ -38,7 +38,8 @@ class BuildContext:
 class CallContext:
     """For `modify_call`. Change the call with `context.call = replace(context.call, ...)` or `.with_extra(...)`.
 
-    `index` is the picture within the job, from 0.
+    `index` is the picture within the job, from 0. `components` are the shared modules by name (`unet`,
+    `text_encoder`, ...): to look at, never to change.
     """
 
     job: str
@@ -46,6 +47,7 @@ class CallContext:
     request: "GenerateRequest"
     build: "PipelineBuild"
     call: "PipelineCall"
+    components: "Mapping[str, Any]"
 
 
 @dataclass(slots=True)

@@ -116,14 +116,14 @@ class ModelStore:
         components: dict[str, Any] = {}
         try:
             for part, (name, (library, class_name)) in enumerate(card.parts.items(), start=1):
-                key = (card.folder, name, build.dtype)
+                key = (card.name, name, build.dtype)
                 components[name] = self._get(
                     key,
                     partial(_load, card, name, library, class_name, build.dtype, self._device),
                     partial(progress, name, part, len(card.parts)),
                 )
                 keys.append(key)
-            key = (card.folder, "preview factors", build.dtype)
+            key = (card.name, "preview factors", build.dtype)
             factors = self._get(key, lambda: factors_for(components["vae"]), lambda: None)
             keys.append(key)
         except BaseException:
@@ -137,16 +137,14 @@ class ModelStore:
         self._give_back(lease.keys)
 
     def loaded(self) -> list[dict[str, Any]]:
-        """The loaded components: model folder's name, component, dtype, bytes, leases."""
+        """The loaded components: model, component, dtype, bytes, leases."""
         with self._lock:
             slots = dict(self._slots)
         rows = []
-        for (folder, name, dtype), slot in slots.items():
+        for (model, name, dtype), slot in slots.items():
             if slot.loading.done() and isinstance(slot.loading.result(), torch.nn.Module):
                 size = sum(p.nbytes for p in slot.loading.result().parameters())
-                rows.append(
-                    {"model": folder.name, "component": name, "dtype": dtype, "bytes": size, "leases": slot.leases}
-                )
+                rows.append({"model": model, "component": name, "dtype": dtype, "bytes": size, "leases": slot.leases})
         return rows
 
     def _get(self, key: Any, load: Callable[[], Any], announce: Callable[[], None]) -> Any:

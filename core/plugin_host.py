@@ -180,8 +180,8 @@ def _name_faults(implementation: Any, plugin: str, hook: str) -> None:
     def call(*args: Any) -> Any:
         try:
             return function(*args)
-        except PluginError:
-            raise
+        except LatentwireError:
+            raise  # a plugin's own refusal, said in our terms
         except BaseException as error:
             message = f"plugin {plugin!r} failed in {hook}: {type(error).__name__}: {error}"
             raise PluginError(message, plugin=plugin, hook=hook) from error

@@ -7,10 +7,21 @@ that holds the core's fields and every plugin's.
 import secrets
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
 
 Mode = Literal["exact", "reproducible", "fast"]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+MAX_IMAGES = 64
+SEEDS = 2**63  # from 0 to one less
+
+
+def _whole(value: Any) -> Any:
+    """JavaScript's msgpack may write 20 as 20.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Seed = Annotated[Whole, Field(ge=0, lt=SEEDS)]
 
 
 class Strict(BaseModel):
@@ -23,9 +34,9 @@ class PreviewOptions(Strict):
     """How previews of the predicted picture are streamed."""
 
     format: Literal["jpeg", "webp", "png"] = "jpeg"
-    size: int | None = Field(None, ge=16, le=2048, description="longer side in pixels; the picture's own by default")
-    quality: int = Field(80, ge=1, le=100, description="for jpeg and webp")
-    every: int = Field(1, ge=1, description="one preview every so many steps; the last step always has one")
+    size: Whole | None = Field(None, ge=16, le=2048, description="longer side in pixels; the picture's own by default")
+    quality: Whole = Field(80, ge=1, le=100, description="for jpeg and webp")
+    every: Whole = Field(1, ge=1, description="one preview every so many steps; the last step always has one")
     max_rate: float | None = Field(None, gt=0, description="at most so many previews a second")
 
 
@@ -33,7 +44,7 @@ class LatentsOptions(Strict):
     """How raw latents are streamed."""
 
     dtype: Literal["float32", "float16"] = "float16"
-    every: int = Field(1, ge=1, description="latents every so many steps; the last step always has them")
+    every: Whole = Field(1, ge=1, description="latents every so many steps; the last step always has them")
 
 
 class StreamOptions(Strict):
@@ -51,11 +62,13 @@ class GenerateRequest(Strict):
     negative_prompt: str = Field("", max_length=10_000)
     model: str | None = Field(None, description="a name of models.list; the host's default model if left out")
     scheduler: str | None = Field(None, description="a name that describe lists; the host's default if left out")
-    num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    num_inference_steps: Whole | None = Field(None, ge=1, le=1000)
     guidance_scale: float | None = Field(None, ge=0, le=100, description="1 or less: no guidance, half the work")
-    width: int | None = Field(None, ge=64, le=4096, multiple_of=8, description="pixels")
-    height: int | None = Field(None, ge=64, le=4096, multiple_of=8, description="pixels")
-    num_images: int | None = Field(None, ge=1, le=64, description="one, or as many as there are seeds, if left out")
+    width: Whole | None = Field(None, ge=64, le=4096, multiple_of=8, description="pixels")
+    height: Whole | None = Field(None, ge=64, le=4096, multiple_of=8, description="pixels")
+    num_images: Whole | None = Field(
+        None, ge=1, le=MAX_IMAGES, description="one, or as many as there are seeds, if left out"
+    )
     seed: Seed | list[Seed] | None = Field(
         None, description="of the first picture (the next ones count up), or one for each; random if left out"
     )
@@ -63,19 +76,22 @@ class GenerateRequest(Strict):
     output_type: Literal["png", "latent"] = Field("png", description="what an image event carries")
     stream: StreamOptions = StreamOptions()
 
-    @field_validator("num_inference_steps", "num_images", "width", "height", mode="before")
+    @field_validator("seed", mode="before")
     @classmethod
-    def _whole_numbers(cls, value: Any) -> Any:
-        """JavaScript's msgpack may write 20 as 20.0."""
-        return int(value) if isinstance(value, float) and value.is_integer() else value
+    def _seeds_are_seeds(cls, value: Any) -> Any:
+        """One error for the field, where the union's branches would give one each; and none of 100,000 entries."""
+        seeds = value if isinstance(value, list) else [0 if value is None else value]
+        if not 0 < len(seeds) <= MAX_IMAGES or not all(_is_seed(_whole(seed)) for seed in seeds):
+            raise ValueError(f"wanted a whole number from 0 to {SEEDS - 1}, or a list of 1 to {MAX_IMAGES} of them")
+        return value
 
     @model_validator(mode="after")
     def _seeds_fit(self) -> Self:
         if isinstance(self.seed, list):
-            if not self.seed or len(self.seed) > 64:
-                raise ValueError(f"seed lists {len(self.seed)} seeds; wanted 1 to 64")
             if self.num_images not in (None, len(self.seed)):
                 raise ValueError(f"seed lists {len(self.seed)} seeds, but num_images is {self.num_images}")
+        elif self.seed is not None and self.seed + (self.num_images or 1) > SEEDS:
+            raise ValueError(f"counting up from seed {self.seed}, {self.num_images} pictures pass {SEEDS - 1}")
         return self
 
     def seeds(self) -> list[int]:
@@ -84,6 +100,10 @@ class GenerateRequest(Strict):
             return list(self.seed)
         first = secrets.randbits(32) if self.seed is None else self.seed
         return [first + index for index in range(self.num_images or 1)]
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and 0 <= value < SEEDS
 
 
 def request_model(fields: dict[str, type[BaseModel]]) -> type[GenerateRequest]:

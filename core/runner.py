@@ -17,7 +17,7 @@ from .events import Image, Loading, Started
 from .hookspecs import BuildContext, CallContext, ImageContext
 from .images import describe_in_png, encode, to_picture, to_tensor
 from .jobs import Job
-from .model_store import Lease, ModelCard, ModelStore, Progress
+from .model_store import Lease, ModelStore, Progress
 from .painter import Painter
 from .plugin_host import PluginHost
 from .registry import Registry
@@ -63,10 +63,7 @@ class Runner:
         scheduler = request.scheduler or self._settings.defaults.scheduler
         self._check_scheduler(scheduler)
         card = self._store.card(model)
-        width, height = request.width or card.size, request.height or card.size
-        if width * height > self._settings.limits.pixels:
-            message = f"{width}x{height} is more than {self._settings.limits.pixels} pixels, the host's limit"
-            raise InvalidParams(message, [{"path": ["width"], "message": message, "got": width}])
+        self._check_size(request.width or card.size, request.height or card.size)
         return PipelineBuild(model=model, scheduler=scheduler, dtype=self._store.dtype_of(model))
 
     def rehearse(self, build: PipelineBuild, progress: Progress) -> None:
@@ -95,6 +92,11 @@ class Runner:
     def mode_for(self, request: GenerateRequest) -> Mode:
         return request.mode or self._settings.defaults.mode
 
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self._settings.limits.pixels:
+            message = f"{width}x{height} is more than {self._settings.limits.pixels} pixels, the host's limit"
+            raise InvalidParams(message, [{"path": ["width"], "message": message, "got": width}])
+
     def _check_scheduler(self, name: str) -> None:
         if name not in self._registry.schedulers:
             message = f"there is no scheduler {name!r}; schedulers: {', '.join(sorted(self._registry.schedulers))}"
@@ -110,7 +112,7 @@ class Runner:
             self._check_scheduler(build.scheduler)
             lease = self._store.lease(build, lambda *at: job.emit(Loading(job.id, build.model, *at)))
             job.outcome.add_done_callback(partial(lambda held, _: self._store.release(held), lease))
-            calls = [self._call_for(job, index, build, lease.card) for index in range(len(job.seeds))]
+            calls = [self._call_for(job, index, build, lease) for index in range(len(job.seeds))]
             job.emit(Started(job.id, build.model, build.scheduler, self.mode_for(job.request)))
             for index, call in enumerate(calls):
                 run = self._run_for(job, index, build, call, lease)
@@ -120,8 +122,8 @@ class Runner:
         except BaseException as error:
             job.fail(error)
 
-    def _call_for(self, job: Job, index: int, build: PipelineBuild, card: ModelCard) -> PipelineCall:
-        request, defaults = job.request, card.defaults
+    def _call_for(self, job: Job, index: int, build: PipelineBuild, lease: Lease) -> PipelineCall:
+        request, card, defaults = job.request, lease.card, lease.card.defaults
         call = PipelineCall(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -132,8 +134,9 @@ class Runner:
             seed=job.seeds[index],
             output_type=request.output_type,
         )
-        context = CallContext(job.id, index, request, build, call)
+        context = CallContext(job.id, index, request, build, call, lease.components)
         self._plugins.call("modify_call", context)
+        self._check_size(context.call.width, context.call.height)
         return context.call
 
     def _run_for(self, job: Job, index: int, build: PipelineBuild, call: PipelineCall, lease: Lease) -> Run:

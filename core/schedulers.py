@@ -12,6 +12,8 @@ MakeScheduler = Callable[[Mapping[str, Any]], Any]
 
 KARRAS = {"use_karras_sigmas": True}
 
+# All that diffusers calls compatible with Stable Diffusion, but for DPMSolverSDE, whose noise ignores the seed,
+# and EDMEuler, which is for models trained in EDM's own scaling.
 # name -> (diffusers class, what differs from the model's config, package it cannot do without)
 DIFFUSERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "ddim": ("DDIMScheduler", {}, None),
@@ -25,7 +27,6 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, None),
     "dpmpp_2m_sde_karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"} | KARRAS, None),
     "dpmpp_2s": ("DPMSolverSinglestepScheduler", {}, None),
-    "dpmpp_sde": ("DPMSolverSDEScheduler", {}, "torchsde"),
     "euler": ("EulerDiscreteScheduler", {}, None),
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}, None),
     "euler_karras": ("EulerDiscreteScheduler", KARRAS, None),

@@ -46,8 +46,9 @@ class StepStream:
             )
             self._plugins.call("step_finished", context)
             latents = context.latents
-            if latents.shape != finished.latents.shape:
-                raise JobFailed(f"a plugin changed the latents' shape to {list(latents.shape)} in step_finished")
+            if _kind(latents) != _kind(finished.latents):
+                got, wanted = _kind(latents), _kind(finished.latents)
+                raise JobFailed(f"in step_finished a plugin gave latents of {got}, wanted {wanted}")
         if self._stream.steps:
             job.emit(Step(job.id, index, step, steps, finished.timestep, finished.sigma, round(finished.seconds, 6)))
         previews = self._stream.previews
@@ -75,3 +76,7 @@ class StepStream:
         size = options.size or 8 * max(small.size)
         picture = encode(to_size(small, size), options.format, options.quality)
         self._job.emit(Preview(self._job.id, self._index, step, steps, picture))
+
+
+def _kind(latents: torch.Tensor) -> str:
+    return f"shape {list(latents.shape)}, {latents.dtype}, on {latents.device}"

@@ -51,16 +51,19 @@ def test_a_perfect_model_makes_the_predicted_picture_the_true_one(name: str, pre
 
 @pytest.mark.parametrize("name", sorted(diffusers_schedulers()))
 def test_a_request_runs_with_the_scheduler(served: Served, name: str) -> None:
-    events: list[Event] = []
     request = {
         "prompt": "red apple on a blue background",
         "scheduler": name,
         "num_inference_steps": 4,
         "seed": 3,
         "output_type": "latent",
+        "mode": "exact",
         "stream": {"latents": {"dtype": "float32"}},
     }
+    events: list[Event] = []
+    again: list[Event] = []
     result = asyncio.run(served.host.dispatch("generate", request, "test", events.append))
+    asyncio.run(served.host.dispatch("generate", request, "test", again.append))
     steps = [event for event in events if isinstance(event, Step)]
     assert result["scheduler"] == name
     assert [event.step for event in steps] == list(range(1, steps[0].steps + 1))
@@ -69,6 +72,7 @@ def test_a_request_runs_with_the_scheduler(served: Served, name: str) -> None:
     last = _array([event.latents for event in events if isinstance(event, Latents)][-1])
     assert np.isfinite(final).all()
     assert np.array_equal(final, last)
+    assert np.array_equal(final, _array(next(event.latents for event in again if isinstance(event, Image))))
 
 
 def _array(tensor: Any) -> Any:

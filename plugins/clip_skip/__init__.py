@@ -1,7 +1,8 @@
 """Request field `clip_skip`: take the prompt's embedding from an earlier layer of the text encoder."""
 
-from latentwire import CallContext, PluginRegistry, Strict, hookimpl
 from pydantic import Field
+
+from latentwire import CallContext, InvalidParams, PluginRegistry, Strict, hookimpl
 
 
 class ClipSkip(Strict):
@@ -18,5 +19,13 @@ def register(registry: PluginRegistry) -> None:
 @hookimpl
 def modify_call(context: CallContext) -> None:
     section = getattr(context.request, "clip_skip", None)
-    if section is not None:
-        context.call = context.call.with_extra(clip_skip=section.layers)
+    if section is None:
+        return
+    layers = context.components["text_encoder"].config.num_hidden_layers
+    if section.layers >= layers:
+        message = (
+            f"clip_skip.layers is {section.layers}; the text encoder of {context.build.model!r} has {layers} layers"
+        )
+        path = ["clip_skip", "layers"]
+        raise InvalidParams(message, [{"path": path, "message": message, "got": section.layers}])
+    context.call = context.call.with_extra(clip_skip=section.layers)
