@@ -8,7 +8,7 @@ from ..core.errors import BadMessage
 
 SUBPROTOCOL = "latentwire.v1.msgpack"
 MAX_DEPTH = 16  # maps and lists inside one another
-MAX_ENTRIES = 100_000  # of a message's maps and lists, all together
+MAX_ENTRIES = 10_000  # of a message's maps and lists, all together: each may cost an error on the loop of all clients
 
 _PLAIN = {str, bytes, int, float, bool, type(None)}
 

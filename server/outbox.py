@@ -28,7 +28,6 @@ class Outbox:
         self._lock = threading.Lock()
         self._messages: dict[Hashable, dict[str, Any]] = {}  # in order of arrival
         self._bytes = 0
-        self._count = 0
         self._sent = 0
         self._full = False
         self._awake = asyncio.Event()
@@ -39,8 +38,7 @@ class Outbox:
         with self._lock:
             if self._full:
                 return
-            self._count += 1
-            key = self._count if latest_of is None else latest_of
+            key = object() if latest_of is None else latest_of
             old = self._messages.pop(key, None)
             self._messages[key] = message
             self._bytes += _weight(message) - (_weight(old) if old else 0)
