@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+
 from latentwire import Host, Settings
 from latentwire.server.app import create_app
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from latentwire import Host
 from latentwire.core.build import PipelineBuild, assemble
 from latentwire.core.engine import Run
