@@ -1,4 +1,7 @@
-"""Runs a host under uvicorn and tells the person at the terminal where it is."""
+"""Runs a host under uvicorn and tells the person at the terminal where it is.
+
+torch and all that needs it is imported when settings and address are known to be good: it takes seconds.
+"""
 
 import asyncio
 import logging
@@ -8,16 +11,18 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import transformers
 import uvicorn
+from starlette.types import ASGIApp
 
 from .. import __version__
 from ..core.errors import LatentwireError, SettingsError
-from ..core.host import Host
 from ..core.settings import ServerSettings, Settings, load_settings
-from .app import create_app
 from .auth import is_loopback
+
+if TYPE_CHECKING:
+    from ..core.host import Host
 
 HARD_LIMIT = 4 << 20  # bytes of a frame; the session refuses smaller ones more politely
 
@@ -27,26 +32,24 @@ def serve(file: Path | None, overrides: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)-8s %(message)s", stream=sys.stderr)
     for noisy in ("uvicorn.error", "uvicorn.asgi"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    transformers.logging.set_verbosity_error()  # its bars and hints are for notebooks
-    transformers.logging.disable_progress_bar()
     try:
         settings = _with_token(load_settings(file, os.environ, overrides))
         listener = _listen(settings.server)
-        host = Host(settings)
+        host, app = _make(settings)
     except LatentwireError as error:
         print(f"latentwire: {error.message}", file=sys.stderr)
         return 2
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a person ends it
-        HostServer(host, listener).run(sockets=[listener])
+        HostServer(app, host, listener).run(sockets=[listener])
     return 0
 
 
 class HostServer(uvicorn.Server):
     """Says where it listens as soon as it does, and lets clients know why it goes."""
 
-    def __init__(self, host: Host, listener: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, host: "Host", listener: socket.socket) -> None:
         config = uvicorn.Config(
-            create_app(host),
+            app,
             ws="websockets-sansio",
             ws_max_size=HARD_LIMIT,
             ws_per_message_deflate=False,  # pictures are compressed already
@@ -84,6 +87,18 @@ def _listen(server: ServerSettings) -> socket.socket:
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]
         raise SettingsError(f"cannot listen on {server.host}:{server.port}: {reason}; see --host and --port") from error
+
+
+def _make(settings: Settings) -> "tuple[Host, ASGIApp]":
+    import transformers
+
+    from ..core.host import Host
+    from .app import create_app
+
+    transformers.logging.set_verbosity_error()  # its bars and hints are for notebooks
+    transformers.logging.disable_progress_bar()
+    host = Host(settings)
+    return host, create_app(host)
 
 
 def _with_token(settings: Settings) -> Settings:
