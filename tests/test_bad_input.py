@@ -45,7 +45,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-PING = {"id": 7, "command": "ping"}
+PING: dict[str, Any] = {"id": 7, "command": "ping"}
 
 BAD_FRAMES: dict[str, tuple[bytes | str, int | None, str]] = {
     # what is sent, the id that the error has, words that its message has
@@ -58,7 +58,7 @@ BAD_FRAMES: dict[str, tuple[bytes | str, int | None, str]] = {
     "a number": (b"\x07", None, "int, wanted a map"),
     "number as key": (msgpack.packb({1: 2, "id": 7}), None, "not allowed for map key"),
     "list as key": (b"\x81\x90\x01", None, "not allowed for map key"),
-    "bytes as key": (msgpack.packb({b"x": 1, **PING}), 7, "keys must be texts"),
+    "bytes as key": (msgpack.packb({b"x": 1} | PING), 7, "keys must be texts"),
     "bytes as key in params": (packed(**PING, params={"a": {b"x": 1}}), 7, "keys must be texts"),
     "invalid utf-8": (b"\x82\xa2id\x07\xa7command\xa4p\xff\xfeg", None, "utf-8"),
     "a lone surrogate": (b"\x82\xa2id\x07\xa7command\xa3\xed\xa0\x80", None, "utf-8"),
@@ -374,7 +374,7 @@ def test_the_codec_refuses_what_only_another_encoder_could_write() -> None:
 
 
 def test_the_codec_brings_every_plain_value_through() -> None:
-    message = {"a": [None, True, 1, -(2**63), 2**64 - 1, 0.5, "ü", b"\x00\xff", {"": []}]}
+    message: dict[str, Any] = {"a": [None, True, 1, -(2**63), 2**64 - 1, 0.5, "ü", b"\x00\xff", {"": []}]}
     decoded = codec.decode(codec.encode(message))
     codec.check(decoded)
     assert decoded == message

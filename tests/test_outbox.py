@@ -120,10 +120,10 @@ async def test_any_thread_may_put_while_one_task_takes() -> None:
     for thread in threads:
         thread.join()
     assert [got["seq"] for got in received] == list(range(1, len(received) + 1))
-    for thread in range(8):
-        steps = [got["number"] for got in received if (got["thread"], got["event"]) == (thread, "step")]
+    for number in range(8):
+        steps = [got["number"] for got in received if (got["thread"], got["event"]) == (number, "step")]
         assert steps == list(range(500))
-        previews = [got["number"] for got in received if (got["thread"], got["event"]) == (thread, "preview")]
+        previews = [got["number"] for got in received if (got["thread"], got["event"]) == (number, "preview")]
         assert previews == sorted(previews)
 
 

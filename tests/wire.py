@@ -55,7 +55,7 @@ class Wire:
 
     async def all_of(self, message_id: Any) -> list[dict[str, Any]]:
         """Every message of one command, up to its result or error."""
-        messages = []
+        messages: list[dict[str, Any]] = []
         while not messages or messages[-1]["event"] not in ("result", "error"):
             message = await self.receive()
             if message["id"] == message_id:
