@@ -12,6 +12,7 @@ import uvicorn
 from latentwire import Host, Settings
 from latentwire.core.build import PipelineBuild, assemble
 from latentwire.server.app import create_app
+from latentwire.server.serve import server_config
 
 PROMPT = "red apple on a blue background"
 
@@ -20,15 +21,7 @@ PROMPT = "red apple on a blue background"
 def served_host(**settings: Any) -> Iterator[tuple[str, Host]]:
     """A warmed-up host on a free port of loopback, and its socket's address."""
     host = Host(Settings.model_validate({"discover": False, **settings}))
-    config = uvicorn.Config(
-        create_app(host),
-        port=0,
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        log_config=None,
-        access_log=False,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(create_app(host)))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

@@ -44,20 +44,25 @@ def serve(file: Path | None, overrides: list[str]) -> int:
     return 0
 
 
+def server_config(app: ASGIApp) -> uvicorn.Config:
+    """How uvicorn serves a host's app: on any free port, unless it is given a socket when it runs."""
+    return uvicorn.Config(
+        app,
+        port=0,
+        ws="websockets-sansio",
+        ws_max_size=HARD_LIMIT,
+        ws_per_message_deflate=False,  # pictures are compressed already
+        timeout_graceful_shutdown=5,
+        log_config=None,
+        access_log=False,
+    )
+
+
 class HostServer(uvicorn.Server):
     """Says where it listens as soon as it does, and lets clients know why it goes."""
 
     def __init__(self, app: ASGIApp, host: "Host", listener: socket.socket) -> None:
-        config = uvicorn.Config(
-            app,
-            ws="websockets-sansio",
-            ws_max_size=HARD_LIMIT,
-            ws_per_message_deflate=False,  # pictures are compressed already
-            timeout_graceful_shutdown=5,
-            log_config=None,
-            access_log=False,
-        )
-        super().__init__(config)
+        super().__init__(server_config(app))
         self._host = host
         self._listener = listener
 

@@ -112,10 +112,10 @@ class Session:
         message_id = message.get("id")
         if isinstance(message_id, bool) or not isinstance(message_id, int | str) or _too_long(message_id):
             raise BadMessage(f"id must be a number or a text of 1 to {MAX_ID_LENGTH} letters, got {message_id!r:.80}")
+        if message_id in self._commands:  # not answered under that id: the older command has its own end to come
+            raise DuplicateId(f"id {message_id!r} is still in use on this connection; choose another")
         try:
             codec.check(message)
-            if message_id in self._commands:
-                raise DuplicateId(f"id {message_id!r} is still in use on this connection; choose another")
             command, params = _command_of(message)
         except MessageError as error:
             self._fail(message_id, error)

@@ -11,6 +11,7 @@ import uvicorn
 
 from latentwire import Host, Settings
 from latentwire.server.app import create_app
+from latentwire.server.serve import server_config
 
 START_TIMEOUT_S = 90
 
@@ -44,10 +45,7 @@ class Served:
 def serving(**settings: Any) -> Iterator[Served]:
     """Serve a new host from a thread, its model warmed up."""
     host = Host(Settings.model_validate({"discover": False, "engine": {"device": "cpu"}, **settings}))
-    config = uvicorn.Config(
-        create_app(host), port=0, ws="websockets-sansio", ws_max_size=4 << 20, log_config=None, access_log=False
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(create_app(host)))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

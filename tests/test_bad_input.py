@@ -230,7 +230,7 @@ async def test_an_id_in_use_is_refused_and_the_older_command_runs_on(served: Ser
         await client.until("started")
         await client.send(7, "ping")
         error = await client.until("error")
-        assert (error["id"], error["code"]) == (7, "duplicate_id")
+        assert (error["id"], error["code"]) == (None, "duplicate_id")
         assert (await client.all_of(7))[-1]["event"] == "result"
 
 

@@ -46,13 +46,15 @@ def controlnet(lease: Lease) -> ControlNetModel:
 def plain(shared: Host, lease: Lease, seed: int, steps: int, scheduler: str = "ddim") -> Any:
     made = shared.registry.schedulers[scheduler](lease.card.scheduler_config)
     pipeline = assemble(lease.card.family, "text2img", lease.components, made)
-    return lambda: pipeline(
-        "red apple",
-        num_inference_steps=steps,
-        guidance_scale=4.0,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-    ).images
+    return lambda: (
+        pipeline(
+            "red apple",
+            num_inference_steps=steps,
+            guidance_scale=4.0,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+        ).images
+    )
 
 
 def controlled(shared: Host, lease: Lease, net: ControlNetModel, seed: int, steps: int) -> Any:
@@ -62,14 +64,16 @@ def controlled(shared: Host, lease: Lease, net: ControlNetModel, seed: int, step
     )
     pipeline.set_progress_bar_config(disable=True)
     hint = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(seed))
-    return lambda: pipeline(
-        "red apple",
-        image=hint,
-        num_inference_steps=steps,
-        guidance_scale=4.0,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-    ).images
+    return lambda: (
+        pipeline(
+            "red apple",
+            image=hint,
+            num_inference_steps=steps,
+            guidance_scale=4.0,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+        ).images
+    )
 
 
 def run_all(engine: Engine, calls: list[Any], mode: Any = "fast") -> list[Any]:
