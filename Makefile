@@ -20,6 +20,7 @@ check: $(VENV)/dev.done
 	@# mypy wants a folder with the package's name; the checkout may have any
 	@mkdir -p $(VENV)/checked && ln -sfn ../.. $(VENV)/checked/latentwire
 	MYPYPATH=$(VENV)/checked:benchmarks $(BIN)/mypy -p latentwire
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_docs_protocol.py
 
 format: $(VENV)/dev.done
 	$(BIN)/ruff format .
@@ -32,15 +33,15 @@ bench: $(VENV)/serve.done
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
-
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "latentwire needs Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "on Debian: apt-get install python3-venv"; exit 1; }
 
 # the first time this fetches torch and takes minutes, so pip shows what it does
-$(VENV)/serve.done: $(SETUP) | $(VENV)/bin/python
+$(VENV)/serve.done: $(SETUP) | $(VENV)/bin/pip
 	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
 
-$(VENV)/dev.done: $(SETUP) | $(VENV)/bin/python
+$(VENV)/dev.done: $(SETUP) | $(VENV)/bin/pip
 	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev,training]'
 	@touch $@ $(VENV)/serve.done

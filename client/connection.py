@@ -15,6 +15,7 @@ from websockets.typing import Subprotocol
 
 from ..core.events import EVENTS, Event, from_plain
 from ..server.codec import SUBPROTOCOL, decode_trusted, encode
+from .answers import Answers
 
 DEFAULT_URL = "ws://127.0.0.1:8000/ws"
 GREETING_TIMEOUT_S = 10.0
@@ -61,7 +62,7 @@ class Connection:
         self.hello: dict[str, Any] = {}
         self._websocket = websocket
         self._ids = itertools.count(1)
-        self._answers: dict[int, asyncio.Queue[dict[str, Any]]] = {}
+        self._answers: dict[int, Answers] = {}
         self._jobs: dict[int, str] = {}  # of generate commands under way, once the host has said
         self._abandoned: set[int] = set()  # left by their reader before it did
         self._lost: str | None = None
@@ -130,7 +131,7 @@ class Connection:
 
     async def _run(self, message_id: int, command: str, params: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Send a command and yield its messages up to its result."""
-        answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        answers = Answers()
         self._answers[message_id] = answers
         try:
             await self._send(message_id, command, params)
@@ -175,7 +176,7 @@ class Connection:
             reason = self._websocket.close_reason or "the host closed the connection"
             self._lost = self._lost or f"the connection is lost: {reason}"
             for answers in self._answers.values():
-                answers.put_nowait({"event": "lost", "reason": self._lost})
+                answers.put({"event": "lost", "reason": self._lost})
             greeted.set()
 
     async def _take(self, message: dict[str, Any]) -> None:
@@ -185,14 +186,14 @@ class Connection:
         elif message_id in self._answers:
             if message["event"] == "accepted":
                 self._jobs[message_id] = message["job"]
-            self._answers[message_id].put_nowait(message)
+            self._answers[message_id].put(message)
         elif message_id in self._abandoned:
             self._abandoned.discard(message_id)
             if message["event"] == "accepted":
                 await self._cancel(message["job"])
         elif message_id is None:  # a frame of ours was refused before its id was known
             for answers in self._answers.values():
-                answers.put_nowait(message)
+                answers.put(message)
 
 
 @asynccontextmanager

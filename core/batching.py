@@ -7,6 +7,7 @@ Calls may merge when everything but the contents of their rows is equal, which t
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class BatchSpec:
         rows: The argument whose first dimension counts the rows.
         scalars: Arguments given once a call that the module also takes as one value a row.
         zero_filled: Tensor arguments whose absence means zeros.
-        denoiser: It runs once a step; the engine lets all other modules go first.
+        prepares: It makes a run ready for a denoising step, so the engine lets it go before those who are ready.
         bucketed: In mode reproducible it runs at a fixed number of rows. The others run each call alone.
         most_rows: More than so many rows in one forward gain nothing and cost memory.
     """
@@ -29,7 +30,7 @@ class BatchSpec:
     rows: str
     scalars: tuple[str, ...] = ()
     zero_filled: tuple[str, ...] = ()
-    denoiser: bool = False
+    prepares: bool = False
     bucketed: bool = False
     most_rows: int = 1 << 30
 
@@ -40,24 +41,33 @@ SPECS: dict[str, BatchSpec] = {
         rows="sample",
         scalars=("timestep",),
         zero_filled=("down_block_additional_residuals", "mid_block_additional_residual"),
-        denoiser=True,
         bucketed=True,
     ),
-    "ControlNetModel": BatchSpec(rows="sample", scalars=("timestep",), bucketed=True),
-    "CLIPTextModel": BatchSpec(rows="input_ids"),
-    "Encoder": BatchSpec(rows="sample", most_rows=4),
+    "ControlNetModel": BatchSpec(rows="sample", scalars=("timestep",), prepares=True, bucketed=True),
+    "CLIPTextModel": BatchSpec(rows="input_ids", prepares=True),
+    "Encoder": BatchSpec(rows="sample", prepares=True, most_rows=4),
     "Decoder": BatchSpec(rows="sample", most_rows=4),
 }
 
 
 @dataclass(slots=True)
 class Parts:
-    """A call taken apart: for each argument its structure and leaves; leaves that are tensors hold rows."""
+    """A call taken apart: for each argument its structure and leaves; leaves that are tensors hold rows.
+
+    `positions` are the latent pixels of one row, 1 for rows that are no pictures. `key` must be equal for
+    calls to merge, `filled` too unless one of them is empty: it stands for the zero-filled arguments.
+    """
 
     rows: int
+    positions: int
     structures: dict[str, Any]
     leaves: dict[str, list[Any]]
     key: tuple[Any, ...]
+    filled: tuple[Any, ...]
+
+    def fits(self, other: "Parts") -> bool:
+        """Whether the two may share a forward."""
+        return self.key == other.key and (not self.filled or not other.filled or self.filled == other.filled)
 
 
 class Batcher:
@@ -66,25 +76,33 @@ class Batcher:
     def __init__(self, spec: BatchSpec, forward: Callable[..., Any]) -> None:
         self.spec = spec
         self._signature = inspect.signature(forward)
+        kinds = {parameter.kind: name for name, parameter in self._signature.parameters.items()}
+        self._extra_positional = kinds.get(inspect.Parameter.VAR_POSITIONAL, "")
+        self._extra_keywords = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
 
     def take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parts | None:
         """The call's parts; None where a tensor has no rows, so that the call can only run alone."""
         arguments = self._signature.bind(*args, **kwargs).arguments
-        rows = arguments[self.spec.rows].shape[0]
+        arguments |= arguments.pop(self._extra_keywords, {})
+        first = arguments.get(self.spec.rows)
+        if not isinstance(first, torch.Tensor) or first.dim() == 0 or self._extra_positional in arguments:
+            return None
+        rows = first.shape[0]
         structures: dict[str, Any] = {}
         leaves: dict[str, list[Any]] = {}
         key: list[Any] = []
+        filled: list[Any] = []
         for name, value in arguments.items():
             if value is None:
                 continue
             if name in self.spec.scalars:
-                value = torch.as_tensor(value, dtype=torch.float32).expand(rows)
+                value = torch.as_tensor(value, dtype=torch.float32, device=first.device).expand(rows)
             leaves[name], structures[name] = pytree.tree_flatten(value)
             if not all(_may_merge(leaf, rows) for leaf in leaves[name]):
                 return None
-            if name not in self.spec.zero_filled:
-                key.append((name, structures[name], *map(_kind, leaves[name])))
-        return Parts(rows, structures, leaves, tuple(key))
+            kind = (name, structures[name], *map(_kind, leaves[name]))
+            (filled if name in self.spec.zero_filled else key).append(kind)
+        return Parts(rows, prod(first.shape[2:]), structures, leaves, tuple(key), tuple(filled))
 
     def put_together(self, calls: Sequence[Parts], rows: int) -> dict[str, Any]:
         """Keyword arguments for one forward over all calls' rows, the last row repeated up to `rows`."""

@@ -53,6 +53,7 @@ class PipelineCall:
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the pipeline, all but the generator."""
         return {
+            **self.extra,
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
             "num_inference_steps": self.num_inference_steps,
@@ -60,7 +61,6 @@ class PipelineCall:
             "width": self.width,
             "height": self.height,
             "output_type": "latent" if self.output_type == "latent" else "pt",
-            **self.extra,
         }
 
 

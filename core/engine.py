@@ -4,8 +4,8 @@ Every call lives in a greenlet. Where it calls a shared module it comes to a gat
 others wait at gates too, the loop sees every forward that is wanted, merges those that may be merged,
 and hands each call its own rows. All policy lives here, in `_choose`:
 
-- what makes a run ready for its step (text encoder, ControlNet, autoencoder) goes before the denoiser,
-  so that newcomers are level with the others when the next denoiser forward starts;
+- what makes a run ready for its step (text encoder, ControlNet) goes first, so that newcomers are level
+  with the others when the next denoiser forward starts; but only so often in a row while others are ready;
 - otherwise whoever waits longest goes first, together with all who may share its forward.
 
 How a forward is shared depends on the run's mode. exact: never, so the result is bit-identical to a plain
@@ -23,11 +23,14 @@ from typing import Any
 import torch
 
 from .batching import split
-from .errors import HostClosing, LatentwireError
+from .errors import HostClosing, InternalError, LatentwireError
 from .gates import RunGreenlet, Waiting
 from .requests import Mode
 
 log = logging.getLogger(__name__)
+
+PREPARATIONS_IN_A_ROW = 8  # before the runs that are ready have their turn
+MOST_POSITIONS = 32 * 64 * 64  # latent pixels of one shared forward, for its memory: 32 rows of 512x512
 
 
 @dataclass(eq=False)
@@ -78,6 +81,8 @@ class Engine:
         self._news = threading.Condition()
         self._closing = False
         self._runs: list[Run] = []  # those that wait at a gate, the longest waiting first
+        self._started = 0
+        self._preparations = 0
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
@@ -103,7 +108,7 @@ class Engine:
     @property
     def running(self) -> int:
         """How many runs are under way."""
-        return len(self._runs)
+        return self._started - self.figures.runs_finished
 
     @property
     def alive(self) -> bool:
@@ -129,6 +134,7 @@ class Engine:
             self._arrivals.clear()
             closing = self._closing
         for run in arrived:
+            self._started += 1
             run._greenlet = RunGreenlet(run.call)
             self._resume(run)
         if closing:
@@ -145,49 +151,63 @@ class Engine:
 
     def _choose(self) -> list[Run]:
         """The runs whose waiting calls are the next forward."""
-        first = next((run for run in self._runs if run._waiting and not run._waiting.spec.denoiser), self._runs[0])
+        first = self._next_run()
         waiting = first._waiting
         if waiting is None or waiting.parts is None or first.mode == "exact":
             return [first]
         if first.mode == "reproducible" and not waiting.spec.bucketed:
             return [first]
-        limit = self._bucket if first.mode == "reproducible" else min(self._max_rows, waiting.spec.most_rows)
-        chosen, rows = [first], waiting.parts.rows
+        if first.mode == "reproducible":
+            limit = self._bucket
+        else:
+            limit = min(self._max_rows, waiting.spec.most_rows, MOST_POSITIONS // waiting.parts.positions)
+        chosen, group, rows = [first], [waiting.parts], waiting.parts.rows
         for run in self._runs:
-            parts = run._waiting.parts if run._waiting else None
-            if (
-                run is not first
-                and parts is not None
-                and run.mode == first.mode
-                and run._waiting.gate is waiting.gate  # type: ignore[union-attr]
-                and parts.key == waiting.parts.key
-                and rows + parts.rows <= limit
-            ):
+            other = run._waiting
+            if run is first or other is None or other.gate is not waiting.gate or run.mode != first.mode:
+                continue
+            if other.parts and rows + other.parts.rows <= limit and all(other.parts.fits(parts) for parts in group):
                 chosen.append(run)
-                rows += parts.rows
+                group.append(other.parts)
+                rows += other.parts.rows
         return chosen
+
+    def _next_run(self) -> Run:
+        """Whose turn it is."""
+        preparing = next((run for run in self._runs if run._waiting and run._waiting.spec.prepares), None)
+        ready = next((run for run in self._runs if run._waiting and not run._waiting.spec.prepares), None)
+        if preparing is not None and (ready is None or self._preparations < PREPARATIONS_IN_A_ROW):
+            self._preparations += 1
+            return preparing
+        self._preparations = 0
+        return ready or self._runs[0]
 
     def _advance(self, runs: Sequence[Run]) -> None:
         """Run one forward for all of `runs`, and each on to its next gate."""
         calls = [run._waiting for run in runs if run._waiting is not None]
-        self.figures.forwards += 1
-        self.figures.calls += len(calls)
+        failure: BaseException | None = None
         try:
             outputs = self._forward(runs[0].mode, calls)
         except BaseException as error:
-            if len(runs) > 1:  # find out whose fault it is
-                for run in runs:
-                    self._advance([run])
-            else:
-                self._resume(runs[0], error=error)
-            return
-        for run, output in zip(runs, outputs, strict=True):
-            self._resume(run, output)
+            if len(runs) == 1:
+                log.warning("a forward failed", exc_info=True)
+            # go on outside of this block and without the frames: they hold the failed forward's tensors
+            failure = error.with_traceback(None)
+        if failure is None:
+            self.figures.forwards += 1
+            self.figures.calls += len(calls)
+            self.figures.rows += sum(call.parts.rows for call in calls if call.parts)
+            for run, output in zip(runs, outputs, strict=True):
+                self._resume(run, output)
+        elif len(runs) > 1:  # find out whose fault it is
+            for run in runs:
+                self._advance([run])
+        else:
+            self._resume(runs[0], error=failure)
 
     def _forward(self, mode: Mode, calls: Sequence[Waiting]) -> list[Any]:
         parts = [call.parts for call in calls if call.parts is not None]
         rows = sum(part.rows for part in parts)
-        self.figures.rows += rows
         batcher = calls[0].gate.batcher
         padded = mode == "reproducible" and calls[0].spec.bucketed and bool(parts)
         if batcher is None or (len(calls) == 1 and not padded):
@@ -218,7 +238,9 @@ class Engine:
     def _finish(self, run: Run, result: Any, error: BaseException | None) -> None:
         self.figures.runs_finished += 1
         run._waiting = run._greenlet = None
-        try:
-            run.done(result, error)
-        except BaseException:
-            log.exception("a run's done callback raised")
+        for outcome in ((result, error), (None, InternalError("the run's end could not be told; see the host's log"))):
+            try:
+                run.done(*outcome)
+                return
+            except BaseException:
+                log.exception("a run's end could not be told")

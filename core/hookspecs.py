@@ -33,6 +33,12 @@ class BuildContext:
     request: "GenerateRequest"
     build: "PipelineBuild"
 
+    def check(self) -> None:
+        """Run after each plugin: raises TypeError when it left something wrong behind."""
+        from .build import PipelineBuild
+
+        _check_type("build", self.build, PipelineBuild)
+
 
 @dataclass(slots=True)
 class CallContext:
@@ -48,6 +54,12 @@ class CallContext:
     build: "PipelineBuild"
     call: "PipelineCall"
     components: "Mapping[str, Any]"
+
+    def check(self) -> None:
+        """Run after each plugin: raises TypeError when it left something wrong behind."""
+        from .build import PipelineCall
+
+        _check_type("call", self.call, PipelineCall)
 
 
 @dataclass(slots=True)
@@ -67,6 +79,19 @@ class StepContext:
     sigma: float | None
     latents: "torch.Tensor"
     _predict: "Callable[[], torch.Tensor]" = field(repr=False)
+    _given: "torch.Tensor" = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._given = self.latents
+
+    def check(self) -> None:
+        """Run after each plugin: raises TypeError when it left something wrong behind."""
+        import torch
+
+        _check_type("latents", self.latents, torch.Tensor)
+        got, wanted = _kind(self.latents), _kind(self._given)
+        if got != wanted:
+            raise TypeError(f"context.latents must stay of {wanted}, got {got}")
 
     @property
     def original(self) -> "torch.Tensor":
@@ -84,6 +109,25 @@ class ImageContext:
     seed: int
     image: "PILImage"
     metadata: dict[str, str]
+
+    def check(self) -> None:
+        """Run after each plugin: raises TypeError when it left something wrong behind."""
+        from PIL.Image import Image
+
+        _check_type("image", self.image, Image)
+        _check_type("metadata", self.metadata, dict)
+        for key, value in self.metadata.items():
+            _check_type("metadata's key", key, str)
+            _check_type(f"metadata[{key!r}]", value, str)
+
+
+def _check_type(name: str, value: Any, wanted: type) -> None:
+    if not isinstance(value, wanted):
+        raise TypeError(f"context.{name} must be a {wanted.__name__}, got {value!r:.80}")
+
+
+def _kind(latents: "torch.Tensor") -> str:
+    return f"shape {list(latents.shape)}, {latents.dtype}, on {latents.device}"
 
 
 class HookSpecs:

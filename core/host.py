@@ -1,5 +1,6 @@
 """A host: settings, plugins, models, one engine and the jobs, with no network in it."""
 
+import asyncio
 import difflib
 import logging
 import time
@@ -82,7 +83,10 @@ class Host:
             return await entry.handler(context, validate(entry.params, params, command))
         except LatentwireError:
             raise
-        except Exception as error:
+        except BaseException as error:  # a plugin's SystemExit, or a cancellation of its own, must not pass for ours
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
             log.exception("command %s failed", command)
             problem = f"{type(error).__name__}: {error}"
             if entry.plugin != CORE:
@@ -101,10 +105,14 @@ class Host:
         """End every job and the engine; takes no more commands."""
         self.closing = True
         self.ready = False
-        for job in self.jobs.all():
-            job.fail(HostClosing("the host is shutting down"))
+        self._end_jobs()
         self.engine.close()
         self.runner.close()
+        self._end_jobs()  # those that came in between
+
+    def _end_jobs(self) -> None:
+        for job in self.jobs.all():
+            job.fail(HostClosing("the host is shutting down"))
 
     def _log_load(self, component: str, part: int, parts: int) -> None:
         log.info("loading %s (%d of %d)", component, part, parts)

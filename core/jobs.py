@@ -1,5 +1,6 @@
 """Jobs: one for each accepted `generate`, from its request to its single end."""
 
+import logging
 import secrets
 import threading
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from time import monotonic
 from typing import Any, Literal
 
 from .engine import Run
-from .errors import JobCancelled, JobFailed, LatentwireError, TooManyJobs, UnknownJob
+from .errors import JobCancelled, JobFailed, LatentwireError, PluginError, TooManyJobs, UnknownJob
 from .events import Event
 from .requests import GenerateRequest
 from .settings import LimitSettings
+
+log = logging.getLogger(__name__)
 
 Listener = Callable[[Event], None]
 """Is told of a job's events; from any thread, so it must not block."""
@@ -72,18 +75,24 @@ class Job:
             if not self.outcome.done():
                 self.state = "finished"
                 self.outcome.set_result(result)
+                self._runs.clear()
 
     def fail(self, error: BaseException) -> bool:
         """End with an error and stop what still runs; False for a job that has ended."""
+        if isinstance(error, PluginError) or not isinstance(error, LatentwireError):
+            log.error("job %s failed", self.id, exc_info=error)
         if not isinstance(error, LatentwireError):
             error = JobFailed(f"the pipeline failed: {type(error).__name__}: {error}")
         with self._lock:
             if self.outcome.done():
                 return False
             self.state = "cancelled" if isinstance(error, JobCancelled) else "failed"
-            self.outcome.set_exception(error)
+            # without causes and frames, which hold tensors for as long as anybody holds the error
+            error.__cause__ = error.__context__ = None
+            self.outcome.set_exception(error.with_traceback(None))
             for run in self._runs:
-                run.stop(error)
+                run.stop(JobCancelled(f"job {self.id} has ended"))
+            self._runs.clear()
         return True
 
 

@@ -31,6 +31,9 @@ LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 SKIPPED = {"scheduler", "safety_checker", "feature_extractor", "image_encoder"}
 NOTES_FILE = "latentwire.json"
 
+# One load at a time: accelerate, which both libraries load with, swaps a method of nn.Module for the whole process.
+LOADING = threading.Lock()
+
 Progress = Callable[[str, int, int], None]
 """Is told a component's name, its place among all, from 1, and how many there are."""
 
@@ -142,7 +145,8 @@ class ModelStore:
             slots = dict(self._slots)
         rows = []
         for (model, name, dtype), slot in slots.items():
-            if slot.loading.done() and isinstance(slot.loading.result(), torch.nn.Module):
+            loaded = slot.loading.done() and slot.loading.exception() is None
+            if loaded and isinstance(slot.loading.result(), torch.nn.Module):
                 size = sum(p.nbytes for p in slot.loading.result().parameters())
                 rows.append({"model": model, "component": name, "dtype": dtype, "bytes": size, "leases": slot.leases})
         return rows
@@ -222,9 +226,10 @@ def _load(card: ModelCard, name: str, library: str, class_name: str, dtype: str,
         # Always read as float32: for another dtype both libraries change torch's default dtype, which is
         # the whole process's, under the feet of the engine's thread.
         as_float32 = {"dtype" if library == "transformers" else "torch_dtype": torch.float32}
-        module, report = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **as_float32
-        )
+        with LOADING:
+            module, report = kind.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **as_float32
+            )
         if report["missing_keys"] or report["mismatched_keys"]:  # both libraries would fill them with noise
             lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
             raise ValueError(f"{len(lacking)} tensors are missing or misshapen, the first is {lacking[0]}")

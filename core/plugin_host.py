@@ -65,7 +65,7 @@ class PluginHost:
         installed = {point.name: point for point in entry_points(group=PROJECT)}
         names = {plugin.name for plugin in listed}
         found = [*BUILT_IN, *(sorted(installed) if discover else ())]
-        listed += [PluginSettings(name=name) for name in dict.fromkeys(found) if name not in names]
+        listed += [PluginSettings.model_construct(name=name) for name in dict.fromkeys(found) if name not in names]
         # pluggy runs the last registered first
         self._reports = [self._load_one(plugin, installed.get(plugin.name)) for plugin in reversed(listed)][::-1]
 
@@ -177,9 +177,12 @@ def _name_faults(implementation: Any, plugin: str, hook: str) -> None:
     function = implementation.function
 
     @functools.wraps(function)
-    def call(*args: Any) -> Any:
+    def call(*args: Any) -> None:
         try:
-            return function(*args)
+            function(*args)
+            for context in args:
+                if hasattr(context, "check"):
+                    context.check()
         except LatentwireError:
             raise  # a plugin's own refusal, said in our terms
         except BaseException as error:

@@ -1,5 +1,6 @@
 """What plugins and the core have registered: commands, request fields, schedulers, each under one name."""
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -68,12 +69,15 @@ class Registry:
         Raises:
             PluginError: the plugin that brought the scheduler could not make one for this model.
         """
+        owner = self.owners["scheduler", name]
         try:
-            return self.schedulers[name](config)
+            scheduler = self.schedulers[name](config)
+            if not callable(getattr(scheduler, "step", None)):
+                raise TypeError(f"got {scheduler!r:.80}, wanted a scheduler")
         except Exception as error:
-            owner = self.owners["scheduler", name]
             message = f"plugin {owner!r} failed to make scheduler {name!r}: {type(error).__name__}: {error}"
             raise PluginError(message, plugin=owner) from error
+        return scheduler
 
 
 @dataclass
@@ -103,6 +107,9 @@ class PluginRegistry:
             handler: Async, on the host's event loop; returns the result as a map of plain values. Anything
                 slow belongs into a worker thread.
         """
+        if not inspect.iscoroutinefunction(handler):
+            raise PluginError(f"the handler of command {name!r} must be an async function", plugin=self.plugin)
+        self._check_model(name, params)
         self._add(self.commands, name, CommandEntry(name, params, handler, self.plugin))
 
     def add_field(self, name: str, model: type[BaseModel]) -> None:
@@ -111,11 +118,22 @@ class PluginRegistry:
 
         if name in GenerateRequest.model_fields or not name.isidentifier() or hasattr(GenerateRequest, name):
             raise PluginError(f"a request field cannot be called {name!r}; choose another name", plugin=self.plugin)
+        self._check_model(name, model)
         self._add(self.fields, name, model)
 
     def add_scheduler(self, name: str, make: MakeScheduler) -> None:
         """Offer a scheduler: `make` takes the model's scheduler config and gives a new object."""
         self._add(self.schedulers, name, make)
+
+    def _check_model(self, name: str, model: Any) -> None:
+        """Refuse at once what would later break requests, or `describe` for everybody."""
+        if not isinstance(model, type) or not issubclass(model, BaseModel):
+            raise PluginError(f"the model of {name!r} must be a pydantic model, got {model!r:.80}", plugin=self.plugin)
+        try:
+            model.model_json_schema()
+        except Exception as error:
+            message = f"the model of {name!r} has no JSON Schema: {type(error).__name__}: {error}"
+            raise PluginError(message, plugin=self.plugin) from error
 
     def _add(self, table: dict[str, Entry], name: str, entry: Entry) -> None:
         if name in table:

@@ -1,6 +1,6 @@
 """What a client may ask for: `GenerateRequest`, validated before anything else sees it.
 
-A plugin adds its own field to the request (`Registry.add_field`); the host then builds a request model
+A plugin adds its own field to the request (`PluginRegistry.add_field`); the host then builds a request model
 that holds the core's fields and every plugin's.
 """
 

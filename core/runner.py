@@ -8,11 +8,12 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import torch
 
 from .build import PipelineBuild, PipelineCall, assemble
 from .engine import Engine, Run
-from .errors import InvalidParams
+from .errors import InvalidParams, JobFailed
 from .events import Image, Loading, Started
 from .hookspecs import BuildContext, CallContext, ImageContext
 from .images import describe_in_png, encode, to_picture, to_tensor
@@ -38,10 +39,10 @@ class Runner:
         self._plugins = plugins
         self._store = store
         self._engine = engine
-        # Two pools: a long load must not keep finished pictures waiting.
-        self._prepare_pool = ThreadPoolExecutor(4, "prepare")
+        # Pools of their own: neither a long load nor slow previews keep finished pictures waiting.
+        self._prepare_pool = ThreadPoolExecutor(32, "prepare")  # most of them wait for one load
         self._finish_pool = ThreadPoolExecutor(2, "finish")
-        self._painter = Painter(self._finish_pool)
+        self._painter = Painter()
 
     def start(self, job: Job) -> None:
         """Begin a job; returns at once, the job's outcome and events say how it goes."""
@@ -51,6 +52,7 @@ class Runner:
         """Wait for what is in the pools; the engine must be closed already."""
         self._prepare_pool.shutdown(cancel_futures=True)
         self._finish_pool.shutdown()
+        self._painter.close()
 
     def build_for(self, request: GenerateRequest) -> PipelineBuild:
         """The build that a request asks for, before plugins see it.
@@ -104,7 +106,8 @@ class Runner:
 
     def _prepare(self, job: Job) -> None:
         """In a worker thread: everything up to the engine."""
-        lease: Lease | None = None
+        if job.outcome.done():  # cancelled before its turn came
+            return
         try:
             context = BuildContext(job.id, job.request, self.build_for(job.request))
             self._plugins.call("modify_build", context)
@@ -152,9 +155,12 @@ class Runner:
         def done(images: Any, error: BaseException | None) -> None:
             if error is not None:
                 job.fail(error)
-            else:
+                return
+            try:
                 array = images[0].float().cpu().numpy()
                 self._finish_pool.submit(self._finish, job, index, build, call, array)
+            except BaseException as raised:
+                job.fail(raised)
 
         return Run(self.mode_for(job.request), run_pipeline, done)
 
@@ -164,6 +170,10 @@ class Runner:
         try:
             if job.outcome.done():
                 return
+            if not np.isfinite(array).all():
+                raise JobFailed(
+                    "the picture holds NaN or infinite values; try dtype bfloat16 or float32 for this model"
+                )
             if call.output_type == "latent":
                 event = Image(job.id, index, call.seed, None, to_tensor(array, "float32"))
             else:

@@ -80,7 +80,7 @@ class Session:
 
     async def _send(self) -> None:
         while True:
-            frame = codec.encode(await self._outbox.take())
+            frame = _encode(await self._outbox.take())
             try:
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await self._websocket.send_bytes(frame)
@@ -134,7 +134,6 @@ class Session:
         try:
             result = await self._host.dispatch(command, params, self.client, emit)
             answer: dict[str, Any] = {"id": message_id, "event": "result", "result": result}
-            codec.encode(answer)  # a plugin's result may hold what msgpack cannot
         except LatentwireError as error:
             self._fail(message_id, error)
         except asyncio.CancelledError:
@@ -157,6 +156,17 @@ class Session:
                 "details": error.details,
             }
         )
+
+
+def _encode(message: dict[str, Any]) -> bytes:
+    """A message as a frame; where a plugin put something into it that msgpack cannot hold, an error in its place."""
+    try:
+        return codec.encode(message)
+    except Exception as error:
+        log.exception("a message cannot be sent")
+        text = f"the {message['event']} of this command cannot be sent: {type(error).__name__}: {error}"
+        plain = {"id": message["id"], "event": "error", "code": InternalError.code, "message": text, "details": []}
+        return codec.encode(plain | {"seq": message["seq"]})
 
 
 def _too_long(message_id: MessageId) -> bool:

@@ -352,3 +352,18 @@ def test_the_client_needs_none_of_torch(statement: str) -> None:
     program = f"{statement}; import sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@in_loop
+async def test_a_slow_reader_gets_fewer_previews_and_every_step(served: Served) -> None:
+    steps, previews = [], []
+    async with latentwire.connect(served.url) as host:
+        async for event in host.generate("red apple", previews=True, **SMALL | {"num_inference_steps": 30}):
+            if isinstance(event, Preview):
+                previews.append(event.step)
+                await asyncio.sleep(0.3)
+            elif isinstance(event, Step):
+                steps.append(event.step)
+    assert steps == list(range(1, 31))
+    assert len(previews) < 30
+    assert previews == sorted(previews)

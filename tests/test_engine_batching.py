@@ -231,3 +231,46 @@ def test_gradients_stay_off_when_greenlets_leave_their_no_grad_blocks_out_of_ord
         return call
 
     assert run_all(shared.engine, [run(1), run(3), run(2)]) == [[False, False]] * 3
+
+
+def test_a_crowd_of_preparations_does_not_keep_others_from_their_steps(shared: Host, lease: Lease) -> None:
+    """Text encodings go first, but only so many in a row while a run is ready for its step."""
+    text_encoder = lease.components["text_encoder"]
+    order: list[str] = []
+
+    def preparing() -> None:
+        for _ in range(3):
+            text_encoder(torch.zeros(1, 77, dtype=torch.long))
+            order.append("prepared")
+
+    call = plain(shared, lease, 1, 10)
+    stepping = lease.components["unet"].register_forward_hook(lambda *_: order.append("stepped"))
+    try:
+        run_all(shared.engine, [call, *[preparing] * 40], "exact")
+    finally:
+        stepping.remove()
+    begin, end = order.index("stepped"), len(order) - order[::-1].index("stepped")
+    gaps = "".join("s" if entry == "stepped" else "p" for entry in order[begin:end]).split("s")
+    assert max(map(len, gaps)) <= 8
+
+
+def test_keyword_arguments_that_a_module_takes_loosely_survive_the_merge(lease: Lease) -> None:
+    gate = lease.components["text_encoder"].forward.__wrapped_gate__
+    ids = torch.zeros(1, 77, dtype=torch.long)
+    parts = gate.batcher.take_apart((ids,), {"output_hidden_states": True})
+    other = gate.batcher.take_apart((ids,), {"output_hidden_states": False})
+    assert not parts.fits(other)
+    assert gate.batcher.put_together([parts, parts], 2)["output_hidden_states"] is True
+
+
+def test_a_run_whose_end_cannot_be_told_is_told_to_have_failed(shared: Host) -> None:
+    told: Future[Any] = Future()
+
+    def done(result: Any, error: BaseException | None) -> None:
+        if error is None:
+            raise ValueError("on purpose")
+        told.set_result(error)
+
+    shared.engine.submit(Run("fast", lambda: 1, done))
+    assert "could not be told" in str(told.result())
+    assert not shared.engine.running

@@ -1,5 +1,6 @@
 """The three modes, against plain diffusers calls with the same modules, scheduler and seed."""
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from latentwire import Host
 from latentwire.core.build import PipelineBuild, assemble
 from latentwire.core.engine import Run
+from latentwire.core.events import Event, Image
 from latentwire.core.gates import Gate
 from latentwire.core.model_store import Lease
+from latentwire.core.settings import EMBEDDED_MODEL
 
 from .conftest import running_host
 
@@ -140,3 +144,47 @@ def test_a_gate_lets_calls_from_elsewhere_through(shared: Host, lease: Lease) ->
     forwards = shared.engine.figures.forwards
     call_of(shared, lease, "ddim", seed=1, steps=2)()
     assert shared.engine.figures.forwards == forwards
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpmpp_2m_karras", "unipc", "pndm", "lcm", "heun"])
+def test_exact_requests_get_the_latents_of_a_diffusers_pipeline_of_their_own(shared: Host, scheduler: str) -> None:
+    """Through the whole host, previews and all, while others run; against modules that never had a gate."""
+    pipeline = StableDiffusionPipeline.from_pretrained(EMBEDDED_MODEL, torch_dtype=torch.float32)
+    pipeline.scheduler = shared.registry.schedulers[scheduler](pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    random = torch.Generator().manual_seed(5)
+    wanted = pipeline(
+        PROMPTS[0], num_inference_steps=5, guidance_scale=4.0, generator=random, output_type="latent"
+    ).images[0]
+    asked = {"prompt": PROMPTS[0], "num_inference_steps": 5, "scheduler": scheduler, "output_type": "latent"}
+    stream = {"previews": {}, "latents": {"dtype": "float32"}}
+    events: list[Event] = []
+
+    async def all_at_once() -> None:
+        others = [{"mode": mode, "seed": 9, "num_inference_steps": 7} for mode in ("fast", "fast", "exact")]
+        await asyncio.gather(
+            shared.dispatch("generate", asked | {"mode": "exact", "seed": 5, "stream": stream}, "me", events.append),
+            *(shared.dispatch("generate", asked | other, "other", lambda _: None) for other in others),
+        )
+
+    asyncio.run(all_at_once())
+    got = next(event.latents for event in events if isinstance(event, Image))
+    assert got is not None
+    assert np.array_equal(np.frombuffer(got.data, got.dtype).reshape(got.shape), wanted.numpy())
+
+
+def test_reproducible_requests_get_the_same_png_alone_and_under_load(shared: Host) -> None:
+    asked = {"prompt": PROMPTS[1], "num_inference_steps": 4, "seed": 5, "mode": "reproducible"}
+
+    async def ask(load: int) -> bytes:
+        events: list[Event] = []
+        others = [asked | {"seed": seed, "num_inference_steps": 3 + seed} for seed in range(load)]
+        await asyncio.gather(
+            *(shared.dispatch("generate", other, "other", lambda _: None) for other in others),
+            shared.dispatch("generate", asked, "me", events.append),
+        )
+        image = next(event.image for event in events if isinstance(event, Image))
+        assert image is not None
+        return image.data
+
+    assert asyncio.run(ask(0)) == asyncio.run(ask(5)) == asyncio.run(ask(2))

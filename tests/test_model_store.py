@@ -37,6 +37,15 @@ def test_many_leases_at_once_load_each_component_once_and_share_it() -> None:
     assert store.lease(BUILD, lambda *_: pytest.fail("nothing may load again")).components is not leases[0].components
 
 
+def test_two_loads_at_once_leave_torch_as_it_was(tmp_path: Path) -> None:
+    """accelerate swaps a method of nn.Module while it loads; overlapping loads used to leave it swapped."""
+    stores = [store_of(EMBEDDED_MODEL) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        leases = list(pool.map(lambda store: store.lease(BUILD), stores))
+    assert not torch.nn.Linear(2, 2).weight.is_meta
+    assert not any(parameter.is_meta for lease in leases for parameter in lease.components["unet"].parameters())
+
+
 def test_another_dtype_is_another_component() -> None:
     store = store_of(EMBEDDED_MODEL)
     single, half = store.lease(BUILD), store.lease(PipelineBuild("emoji", "ddim", "bfloat16"))

@@ -105,6 +105,8 @@ def test_a_plugin_that_raises_in_register_is_reported_and_unregistered_whole(tmp
         ("raise SystemExit(3)", "SystemExit"),
         ("@hookimpl\ndef register(registry): registry.add_scheduler('ddim', None)", "'latentwire'"),
         ("@hookimpl\ndef register(registry): registry.add_field('prompt', Strict)", "prompt"),
+        ("@hookimpl\ndef register(registry): registry.add_field('tint', 'text')", "pydantic model"),
+        ("@hookimpl\ndef register(registry): registry.add_command('a.b', Strict, print)", "async function"),
         ("class Settings(Strict):\n    strength: float = 1.0", "strength"),
     ],
 )
@@ -188,7 +190,7 @@ def test_a_replaced_latent_changes_the_picture_and_a_wrong_shape_fails_the_job(t
             if isinstance(event, Image) and event.latents
         ]
         assert not torch.frombuffer(bytearray(latents[0].data), dtype=torch.float32).any()
-        with pytest.raises(LatentwireError, match="shape"):
+        with pytest.raises(PluginError, match=r"'changes' failed in step_finished.*shape"):
             generate(host, prompt="wrong")
 
 
@@ -200,6 +202,74 @@ def test_clip_skip_takes_the_embedding_from_an_earlier_layer() -> None:
             with pytest.raises(InvalidParams) as caught:
                 generate(host, clip_skip={"layers": layers})
             assert caught.value.details[0]["path"] == ["clip_skip", "layers"]
+
+
+def test_clip_skip_holds_for_pictures_that_share_a_text_encoding() -> None:
+    with running_host() as host:
+        alone = picture(generate(host, mode="exact", clip_skip={"layers": 1}, seed=2)[1])
+        _, events = generate(host, mode="exact", clip_skip={"layers": 1}, seed=1, num_images=4)
+        assert generate(host, clip_skip={"layers": 1}, num_images=4)[0]["images"] == 4
+        assert alone in [event.image.data for event in events if isinstance(event, Image) and event.image]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("@hookimpl\ndef modify_build(context): context.build = 'unet'", "modify_build"),
+        ("@hookimpl\ndef modify_call(context): context.call = None", "modify_call"),
+        ("@hookimpl\ndef image_finished(context): context.image = None", "image_finished"),
+        ("@hookimpl\ndef image_finished(context): context.metadata['seed'] = 7", "image_finished"),
+    ],
+)
+def test_a_hook_that_leaves_nonsense_behind_is_named(tmp_path: Path, source: str, said: str) -> None:
+    (tmp_path / "careless.py").write_text("from latentwire import *\n" + source)
+    wanted = f"'careless' failed in {said}: TypeError: context"
+    with (
+        running_host(plugins=[{"name": "careless", "path": tmp_path / "careless.py"}]) as host,
+        pytest.raises(PluginError, match=wanted),
+    ):
+        generate(host)
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(1)", "KeyboardInterrupt()", "asyncio.CancelledError()", "ValueError()"])
+def test_whatever_a_plugins_command_raises_is_an_error_that_names_it(tmp_path: Path, raised: str) -> None:
+    source = f"""
+        import asyncio
+
+        async def fail(context, params):
+            raise {raised}
+
+        @hookimpl
+        def register(registry):
+            registry.add_command("broken.fail", Strict, fail)
+    """
+    with running_host(plugins=[plugin(tmp_path, "broken", source)]) as host:
+        with pytest.raises(PluginError, match=r"'broken' failed in command broken\.fail"):
+            asyncio.run(host.dispatch("broken.fail", {}, "test", print))
+        assert generate(host)[0]["images"] == 1
+
+
+def test_a_pipeline_argument_of_a_plugin_cannot_break_the_hosts_own(tmp_path: Path) -> None:
+    source = """
+        @hookimpl
+        def modify_call(context):
+            context.call = context.call.with_extra(output_type="np", prompt="another")
+    """
+    with running_host(plugins=[plugin(tmp_path, "careless", source)]) as host:
+        assert picture(generate(host)[1])
+
+
+def test_nan_in_the_picture_is_an_error_not_a_black_picture(tmp_path: Path) -> None:
+    source = """
+        @hookimpl
+        def step_finished(context):
+            context.latents = context.latents * float("nan")
+    """
+    with (
+        running_host(plugins=[plugin(tmp_path, "nan", source)]) as host,
+        pytest.raises(LatentwireError, match="NaN"),
+    ):
+        generate(host)
 
 
 def test_a_slow_hook_of_one_plugin_does_not_lose_steps_of_other_jobs(tmp_path: Path) -> None:
