@@ -27,6 +27,7 @@ format: $(VENV)/dev.done
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/serve.done
+	$(BIN)/python benchmarks/first_picture.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/throughput.py
 

@@ -170,8 +170,8 @@ def name_as_others_do(file: Path) -> None:
 
 
 def main() -> None:
-    arguments = parser(__doc__, steps=6000, batch=64)
-    arguments.add_argument("--rate", type=float, default=8e-4, help="highest learning rate")
+    arguments = parser(__doc__, steps=3450, batch=48)
+    arguments.add_argument("--rate", type=float, default=7e-4, help="highest learning rate")
     options = arguments.parse_args()
     torch.manual_seed(options.seed)
     device = pick_device()
