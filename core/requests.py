@@ -60,8 +60,12 @@ class GenerateRequest(Strict):
 
     prompt: str = Field(max_length=10_000)
     negative_prompt: str = Field("", max_length=10_000)
-    model: str | None = Field(None, description="a name of models.list; the host's default model if left out")
-    scheduler: str | None = Field(None, description="a name that describe lists; the host's default if left out")
+    model: str | None = Field(
+        None, max_length=100, description="a name of models.list; the host's default model if left out"
+    )
+    scheduler: str | None = Field(
+        None, max_length=100, description="a name that describe lists; the host's default if left out"
+    )
     num_inference_steps: Whole | None = Field(None, ge=1, le=1000)
     guidance_scale: float | None = Field(None, ge=0, le=100, description="1 or less: no guidance, half the work")
     width: Whole | None = Field(None, ge=64, le=4096, multiple_of=8, description="pixels")

@@ -3,6 +3,7 @@
 Preparing and finishing happen in worker threads; only the pipeline calls are on the engine's thread.
 """
 
+import difflib
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from time import monotonic
@@ -101,7 +102,10 @@ class Runner:
 
     def _check_scheduler(self, name: str) -> None:
         if name not in self._registry.schedulers:
-            message = f"there is no scheduler {name!r}; schedulers: {', '.join(sorted(self._registry.schedulers))}"
+            known = sorted(self._registry.schedulers)
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"schedulers: {', '.join(known)}"
+            message = f"there is no scheduler {name!r}; {hint}"
             raise InvalidParams(message, [{"path": ["scheduler"], "message": message, "got": name}])
 
     def _prepare(self, job: Job) -> None:

@@ -129,7 +129,7 @@ async def _generate(host: "Connection", options: argparse.Namespace) -> int:
         options.previews.mkdir(parents=True, exist_ok=True)
         fields["previews"] = {"format": "jpeg"}
     count = options.num_images or 1
-    with tqdm(unit="step", desc="waiting", leave=True) as bar:
+    with tqdm(unit="step", desc="waiting", delay=0.1) as bar:  # no bar for what is refused at once
         async for event in host.generate(options.prompt, **fields):
             match event:
                 case Loading():

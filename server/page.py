@@ -7,8 +7,8 @@ from .. import __version__
 STYLE = """
 body { font: 1.1rem/1.6 system-ui, sans-serif; max-width: 42rem; margin: 3rem auto; padding: 0 1rem;
        color-scheme: light dark }
-code, pre { font-family: ui-monospace, monospace } pre { padding: 1rem; border: 1px solid; border-radius: .4rem;
-       overflow: auto }
+code, pre { font-family: ui-monospace, monospace }
+pre { font-size: .9rem; padding: 1rem; border: 1px solid; border-radius: .4rem; overflow: auto }
 """
 
 
