@@ -36,7 +36,11 @@ class PreviewOptions(Strict):
     format: Literal["jpeg", "webp", "png"] = "jpeg"
     size: Whole | None = Field(None, ge=16, le=2048, description="longer side in pixels; the picture's own by default")
     quality: Whole = Field(80, ge=1, le=100, description="for jpeg and webp")
-    every: Whole = Field(1, ge=1, description="one preview every so many steps; the last step always has one")
+    every: Whole = Field(
+        1,
+        ge=1,
+        description="one preview every so many steps, and one of the last step unless the picture itself comes first",
+    )
     max_rate: float | None = Field(None, gt=0, description="at most so many previews a second")
 
 

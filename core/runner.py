@@ -149,7 +149,8 @@ class Runner:
     def _run_for(self, job: Job, index: int, build: PipelineBuild, call: PipelineCall, lease: Lease) -> Run:
         scheduler = self._registry.new_scheduler(build.scheduler, lease.card.scheduler_config)
         pipeline = assemble(lease.card.family, build.task, lease.components, scheduler)
-        follow = StepStream(job, index, lease.factors, self._plugins, self._painter)
+        size = max(call.width, call.height)
+        follow = StepStream(job, index, size, lease.factors, self._plugins, self._painter)
 
         def run_pipeline() -> Any:
             generator = torch.Generator().manual_seed(call.seed)

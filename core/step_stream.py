@@ -25,9 +25,12 @@ class StepStream:
         PluginError: a plugin raised in `step_finished`, or left latents of another kind.
     """
 
-    def __init__(self, job: Job, index: int, factors: LatentFactors, plugins: PluginHost, painter: Painter) -> None:
+    def __init__(
+        self, job: Job, index: int, size: int, factors: LatentFactors, plugins: PluginHost, painter: Painter
+    ) -> None:
         self._job = job
         self._index = index
+        self._size = size  # pixels of the picture's longer side
         self._factors = factors
         self._plugins = plugins
         self._painter = painter
@@ -68,6 +71,6 @@ class StepStream:
 
     def _paint(self, original: Any, step: int, steps: int, options: PreviewOptions) -> None:
         small = PILImage.fromarray(self._factors.paint(original))
-        size = options.size or 8 * max(small.size)
+        size = options.size or self._size
         picture = encode(to_size(small, size), options.format, options.quality)
         self._job.emit(Preview(self._job.id, self._index, step, steps, picture))

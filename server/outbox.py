@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 MAX_WAITING = 20_000  # messages
-MAX_WAITING_BYTES = 256 << 20  # of pictures and tensors; the largest request's pictures may be ready all at once
+MAX_WAITING_BYTES = 256 << 20  # of pictures and tensors; 64 pictures of 1024x1024 may be ready all at once
 
 
 class Outbox:
