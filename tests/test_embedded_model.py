@@ -68,4 +68,6 @@ def test_the_thing_is_there_and_has_its_colour(served: Served) -> None:
 def test_the_model_is_small_half_precision_and_safetensors_only() -> None:
     files = [file for file in EMBEDDED_MODEL.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 25_000_000
+    for file in files:
+        assert "_name_or_path" not in (file.read_text() if file.suffix == ".json" else ""), file
     assert not [file for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]

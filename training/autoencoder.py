@@ -14,7 +14,16 @@ from PIL import Image
 from torch.nn import functional as F
 
 from . import data
-from .common import MovingAverage, cosine_rate, load_checkpoint, parser, pick_device, save_checkpoint, track
+from .common import (
+    MovingAverage,
+    cosine_rate,
+    forget_origin,
+    load_checkpoint,
+    parser,
+    pick_device,
+    save_checkpoint,
+    track,
+)
 
 CROP = 64
 SCALING_PICTURES = 256  # that the latents' standard deviation is measured on
@@ -122,6 +131,7 @@ def main() -> None:
         model.register_to_config(scaling_factor=round(measure_scaling(model, things), 5))
     sheet(model, things).save(runs / "sheet.png")
     model.half().save_pretrained(options.out / "vae")
+    forget_origin(options.out / "vae")
     print(f"scaling factor {model.config.scaling_factor} -> {options.out / 'vae'}")
 
 

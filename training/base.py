@@ -17,7 +17,16 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from . import data
-from .common import MovingAverage, cosine_rate, load_checkpoint, parser, pick_device, save_checkpoint, track
+from .common import (
+    MovingAverage,
+    cosine_rate,
+    forget_origin,
+    load_checkpoint,
+    parser,
+    pick_device,
+    save_checkpoint,
+    track,
+)
 
 POOL = 4096
 EMPTY_CAPTION = 0.1
@@ -209,6 +218,7 @@ def main() -> None:
             save_sheet(model, average, vae, runs / f"sheet-{step + 1:06d}.png")
     model.load_state_dict(average.values)
     pipeline_of(model.eval(), vae).to(torch.float16).save_pretrained(options.out)
+    forget_origin(options.out / "vae")
     name_as_others_do(options.out / "text_encoder" / "model.safetensors")
     print(f"-> {options.out}")
 

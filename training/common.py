@@ -83,6 +83,14 @@ def load_checkpoint(path: Path, module: nn.Module, average: MovingAverage, optim
     return step
 
 
+def forget_origin(folder: Path) -> None:
+    """Take out of a saved component's config the path that it was loaded from."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("_name_or_path", None)
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def track(start: int, steps: int, log: Path) -> Iterator[tuple[int, "Log"]]:
     """Count steps under a progress bar; what is written to the log survives as JSON lines."""
     log.parent.mkdir(parents=True, exist_ok=True)
