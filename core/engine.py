@@ -155,9 +155,9 @@ class Engine:
         waiting = first._waiting
         if waiting is None or waiting.parts is None or first.mode == "exact":
             return [first]
-        if first.mode == "reproducible" and not waiting.spec.bucketed:
-            return [first]
         if first.mode == "reproducible":
+            if not waiting.spec.bucketed:
+                return [first]
             limit = self._bucket
         else:
             limit = min(self._max_rows, waiting.spec.most_rows, MOST_POSITIONS // waiting.parts.positions)

@@ -22,7 +22,6 @@ class Gate:
     """Stands in for one module's forward."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
         self.forward: Callable[..., Any] = module.forward
         self.spec = SPECS.get(type(module).__name__, BatchSpec(rows=""))
         self.batcher = Batcher(self.spec, self.forward) if self.spec.rows else None

@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from .build import PIPELINES, PipelineBuild
-from .errors import LatentwireError, ModelLoadError, UnknownModel
+from .errors import ModelLoadError, UnknownModel
 from .gates import gated_parts, install_gate
 from .previews import LatentFactors, factors_for
 from .settings import ModelSettings
@@ -235,8 +235,6 @@ def _load(card: ModelCard, name: str, library: str, class_name: str, dtype: str,
             raise ValueError(f"{len(lacking)} tensors are missing or misshapen, the first is {lacking[0]}")
         torch.nn.Module.to(module, device=device, dtype=getattr(torch, dtype))  # diffusers' own `to` warns of nothing
         module.eval().requires_grad_(False)
-    except LatentwireError:
-        raise
     except Exception as error:
         message = f"model {card.name!r}: cannot load {name} ({library}.{class_name}): {error}"
         raise ModelLoadError(message) from error

@@ -133,16 +133,10 @@ class Session:
 
         try:
             result = await self._host.dispatch(command, params, self.client, emit)
-            answer: dict[str, Any] = {"id": message_id, "event": "result", "result": result}
-        except LatentwireError as error:
+        except LatentwireError as error:  # `dispatch` raises nothing else
             self._fail(message_id, error)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            log.exception("command %s failed", command)
-            self._fail(message_id, InternalError(f"{command} failed: {type(error).__name__}: {error}"))
         else:
-            self._outbox.put(answer)
+            self._outbox.put({"id": message_id, "event": "result", "result": result})
         finally:
             del self._commands[message_id]
 
