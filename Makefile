@@ -1,4 +1,4 @@
-# make serve: run the host.  make test: run the tests.  Both set up .venv by themselves.
+# make serve: run the host.  make test: run the tests.  All set up .venv by themselves.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # pip runs only when one of these has changed since it last did
 SETUP := pyproject.toml constraints.txt Makefile
 
-.PHONY: serve test check format bench clean
+.PHONY: serve test check format bench eval clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/latentwire serve $(ARGS)
@@ -31,6 +31,10 @@ bench: $(VENV)/serve.done
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/throughput.py
 
+# figures about the embedded model, as JSON; needs Debian's fonts-noto-color-emoji
+eval: $(VENV)/dev.done
+	@$(BIN)/python -m latentwire.training.evaluate $(ARGS)
+
 clean:
 	rm -rf $(VENV) build *.egg-info
 
@@ -38,11 +42,11 @@ $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "latentwire needs Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "on Debian: apt-get install python3-venv"; exit 1; }
 
-# the first time this fetches torch and takes minutes, so pip shows what it does
+# the first time this fetches torch and takes minutes, so pip shows what it does (not among what eval prints)
 $(VENV)/serve.done: $(SETUP) | $(VENV)/bin/pip
-	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable . >&2
 	@touch $@
 
 $(VENV)/dev.done: $(SETUP) | $(VENV)/bin/pip
-	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev,training]'
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev,training]' >&2
 	@touch $@ $(VENV)/serve.done

@@ -2,54 +2,143 @@
 
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import ImageFilter
+from safetensors.torch import load_file
 
 from latentwire.core.build import PipelineBuild
 from latentwire.core.model_store import ModelStore
 from latentwire.core.settings import EMBEDDED_MODEL, ModelSettings
-from latentwire.training import autoencoder, base, data, tokenizer
+from latentwire.training import autoencoder, base, controlnet, denoising, lora, measures, previewer, tokenizer
+from latentwire.training.pictures import (
+    anywhere,
+    as_drawn,
+    near_the_middle,
+    outline,
+    paint,
+    pencil,
+    pixel_art,
+    place,
+    silhouette,
+)
+from latentwire.training.things import COLOURS, FONT, caption, load_things
 
-needs_font = pytest.mark.skipif(not data.FONT.exists(), reason="needs Debian's fonts-noto-color-emoji")
-
-
-def stage(monkeypatch: pytest.MonkeyPatch, module: object, folder: Path, *options: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["stage", "--out", str(folder / "out"), "--work", str(folder / "work"), *options])
-    module.main()  # type: ignore[attr-defined]
+needs_font = pytest.mark.skipif(not FONT.exists(), reason="needs Debian's fonts-noto-color-emoji")
 
 
 @needs_font
 @pytest.mark.slow
-def test_the_stages_make_a_model_that_the_store_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "POOL", 64)
+def test_the_stages_make_a_model_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoising, "POOL", 64)
     monkeypatch.setattr(base, "SHEET_PROMPTS", ("red apple",))
+    monkeypatch.setattr(lora, "SHEET_PROMPTS", ("red apple",))
+    monkeypatch.setattr(controlnet, "SHOWN", 1)
     monkeypatch.setattr(autoencoder, "SCALING_PICTURES", 8)
-    stage(monkeypatch, tokenizer, tmp_path)
-    stage(monkeypatch, autoencoder, tmp_path, "--steps", "2", "--batch", "2", "--every", "1")
-    stage(monkeypatch, base, tmp_path, "--steps", "1", "--batch", "2", "--every", "1")
-    stage(monkeypatch, base, tmp_path, "--steps", "2", "--batch", "2", "--every", "1")  # resumes at step 1
-    assert sorted(file.name for file in (tmp_path / "work/base").glob("sheet-*")) == [
-        "sheet-000001.png",
-        "sheet-000002.png",
-    ]
-    store = ModelStore({"emoji": ModelSettings(path=tmp_path / "out")}, torch.device("cpu"))
-    assert store.lease(PipelineBuild("emoji", "ddim", "float32")).card.size == 128
+    models, work = tmp_path / "models", tmp_path / "work"
+
+    def stage(module: object, steps: int, *options: str) -> None:
+        common = ["--out", str(models / "emoji"), "--work", str(work), "--batch", "2", "--every", "1"]
+        monkeypatch.setattr(sys, "argv", ["stage", *common, "--steps", str(steps), *options])
+        module.main()  # type: ignore[attr-defined]
+
+    stage(tokenizer, 0)
+    stage(autoencoder, 2)
+    stage(autoencoder, 1, "--go-on")
+    stage(autoencoder, 1, "--decoder-only")
+    stage(base, 1)
+    stage(base, 2)  # resumes at step 1
+    assert {file.name for file in (work / "base").glob("sheet-*")} == {"sheet-000001.png", "sheet-000002.png"}
+    encoder = load_file(models / "emoji/text_encoder/model.safetensors")
+    stage(base, 1, "--go-on")
+    kept = load_file(models / "emoji/text_encoder/model.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in encoder.items())
+    stage(previewer, 1)
+    store = ModelStore({"emoji": ModelSettings(path=models / "emoji")}, torch.device("cpu"))
+    lease = store.lease(PipelineBuild("emoji", "ddim", "float32"))
+    assert lease.card.size == 128
+    assert lease.previewer.paint(torch.zeros(4, 16, 16).numpy()).shape == (64, 64, 3)
+
+    stage(controlnet, 1)
+    stage(controlnet, 1, "--lora")
+    stage(lora, 2, "--style", "pixel-art")
+    stage(lora, 1, "--style", "pencil")
+    ControlNetModel.from_pretrained(models / "controlnets/emoji-outline", use_safetensors=True)
+    pipe = StableDiffusionPipeline.from_pretrained(models / "emoji", safety_checker=None, use_safetensors=True)
+    for file in ("pixel-art/emoji-pixel-art-000001", "pixel-art/emoji-pixel-art-000002", "pencil/emoji-pencil-000001"):
+        path = models / "loras" / f"emoji-{file}.safetensors"
+        pipe.load_lora_weights(path.parent, weight_name=path.name)
+    assert len(pipe.get_active_adapters()) == 1
+    unet = UNet2DConditionModel.from_pretrained(models / "emoji/unet", use_safetensors=True)
+    control_lora = ControlNetModel.from_unet(unet)
+    control_lora.load_lora_adapter(models / "control-loras", weight_name="emoji-outline.safetensors", prefix=None)
+
+
+@pytest.mark.slow
+@needs_font
+def test_a_stage_that_was_stopped_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(folder: Path, *stops: str) -> dict[str, torch.Tensor]:
+        shutil.copytree(EMBEDDED_MODEL / "vae", folder / "emoji/vae")
+        for steps in stops:
+            options = ["--out", str(folder / "emoji"), "--work", str(folder), "--batch", "2", "--every", "1"]
+            monkeypatch.setattr(sys, "argv", ["stage", *options, "--steps", steps, "--rate", "0.01"])
+            previewer.main()
+        return load_file(folder / "emoji/previewer/diffusion_pytorch_model.safetensors")
+
+    monkeypatch.setattr("latentwire.training.common.cosine_rate", lambda step, steps, warmup: 1.0)
+    at_once, in_two = train(tmp_path / "a", "3"), train(tmp_path / "b", "1", "3")
+    assert all(torch.allclose(in_two[name], tensor, atol=2e-3) for name, tensor in at_once.items())
 
 
 @needs_font
 def test_captions_name_what_the_picture_shows() -> None:
-    things = data.load_things()
+    things = load_things()
     assert len({thing.name for thing in things}) == len(things) >= 100
     rng = random.Random(0)
     for _ in range(50):
-        thing, colour = rng.choice(things), rng.choice(list(data.COLOURS))
-        picture, text = data.compose(thing, colour, rng), data.caption(thing, colour, rng)
+        thing, colour = rng.choice(things), rng.choice(list(COLOURS))
+        picture, text = paint(place(thing, near_the_middle(rng)), colour, rng), caption(thing, colour, rng)
         assert any(name.lower() in text for name in (thing.name, *thing.synonyms))
-        corner = picture.crop((0, 0, 1, 1)).tobytes()
-        assert max(abs(a - b) for a, b in zip(corner, data.COLOURS[colour], strict=True)) <= 8
+        assert measures.colour_of(measures.as_array([picture])[0]) == colour
+
+
+@needs_font
+def test_things_lie_inside_the_picture_and_outlines_around_them() -> None:
+    things, rng = load_things(), random.Random(0)
+    for where in (near_the_middle, anywhere, as_drawn) * 10:
+        layer = place(rng.choice(things), where(rng))
+        shape, lines = np.asarray(silhouette(layer)) > 0, np.asarray(outline(layer)) > 0
+        assert 0.02 < shape.mean() < 0.8
+        assert 0 < lines.mean() < 0.4
+        grown = np.asarray(silhouette(layer).filter(ImageFilter.MaxFilter(3))) > 0
+        assert not (lines & ~grown).any()
+
+
+@needs_font
+def test_the_measures_tell_real_emoji_apart() -> None:
+    things, rng = load_things(), random.Random(1)
+    chosen = rng.sample(things, 20)
+    layers = [place(thing, near_the_middle(rng)) for thing in chosen]
+    pictures = [paint(layer, "blue", rng) for layer in layers]
+    nearest = measures.Recogniser(things).nearest(measures.as_array(pictures), "blue")
+    assert [names[0] for names in nearest] == [thing.name for thing in chosen]
+    first = measures.as_array(pictures[:1])[0]
+    shape, other = (np.asarray(silhouette(layer)) > 0 for layer in layers[:2])
+    assert measures.overlap(measures.silhouette_of(first), shape) > 0.9
+    assert measures.overlap(shape, other) < 0.9
+    styled = measures.as_array([pixel_art(pictures[0]), pencil(pictures[0])])
+    assert measures.blockiness(styled[0]) > 0.99
+    assert measures.blockiness(first) < 0.2
+    assert measures.saturation(styled[1]) == 0
+    assert measures.saturation(first) > 0.5
 
 
 def test_the_tokenizer_encodes_any_text_and_knows_the_captions_words_whole() -> None:

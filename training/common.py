@@ -1,12 +1,14 @@
-"""What the stages share: the device, checkpoints without pickle, a moving average, a progress bar."""
+"""What the stages share: their options, the training loop, checkpoints without pickle, a progress bar."""
 
 import argparse
+import copy
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import cos, pi
 from pathlib import Path
 from time import monotonic
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -17,11 +19,12 @@ from tqdm import tqdm
 MODEL_DIR = Path(__file__).parents[1] / "models" / "emoji"
 
 
-def parser(description: str, *, steps: int, batch: int) -> argparse.ArgumentParser:
+def parser(description: str | None, *, steps: int, batch: int, rate: float) -> argparse.ArgumentParser:
     """The options every stage takes."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--steps", type=int, default=steps)
     options.add_argument("--batch", type=int, default=batch)
+    options.add_argument("--rate", type=float, default=rate, help="highest learning rate")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--out", type=Path, default=MODEL_DIR, help="the model's folder")
     options.add_argument("--work", type=Path, default=Path("training-runs"), help="checkpoints, logs, samples")
@@ -34,28 +37,71 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class MovingAverage:
-    """An exponential moving average of a module's parameters; samples and weights come from it."""
+Trained = TypeVar("Trained", bound=nn.Module)
+Weights = dict[str, torch.Tensor]
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.values = {k: v.detach().clone().float() for k, v in module.state_dict().items()}
 
-    def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (step + 1) / (step + 10))
-        for key, value in module.state_dict().items():
-            if value.is_floating_point():
-                self.values[key].lerp_(value.detach().float(), 1 - decay)
-            else:
-                self.values[key] = value.clone()
+def fit(
+    module: Trained,
+    losses: Callable[[int], dict[str, torch.Tensor]],
+    folder: Path,
+    options: argparse.Namespace,
+    *,
+    warmup: int,
+    decay: float,
+    weight_decay: float = 0.0,
+    show: Callable[[Trained, int], None] | None = None,
+) -> Trained:
+    """Train those parameters of a module that want gradients, from the folder's checkpoint if it holds one.
+
+    Args:
+        losses: the losses of a step, by name, computed under bfloat16; the first one is to become small.
+        warmup: steps until the learning rate is `options.rate`; from there it falls along a cosine.
+        decay: of the moving average of the weights, by step.
+        show: called at every checkpoint with a copy that has the averaged weights, and the number of steps done.
+
+    Returns:
+        a copy with the averaged weights.
+    """
+    trained: Weights = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    average = {name: value.detach().clone() for name, value in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=options.rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    checkpoint = folder / "checkpoint.safetensors"
+    start = load_checkpoint(checkpoint, trained, average, optimizer)
+    device = next(iter(trained.values())).device.type
+    for step, log in track(start, options.steps, folder / "log.jsonl"):
+        torch.manual_seed(options.seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate * cosine_rate(step, options.steps, warmup)
+        with torch.autocast(device, torch.bfloat16):
+            found = losses(step)
+        optimizer.zero_grad()
+        next(iter(found.values())).backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        optimizer.step()
+        keep = min(decay, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.values()), list(trained.values()), 1 - keep)
+        log.add(step, **{name: value.item() for name, value in found.items()})
+        if (step + 1) % options.every == 0 or step + 1 == options.steps:
+            save_checkpoint(checkpoint, step + 1, trained, average, optimizer)
+            if show:
+                show(with_weights(module, average), step + 1)
+    return with_weights(module, average)
+
+
+def with_weights(module: Trained, weights: Weights) -> Trained:
+    """A copy of the module, for looking at and for keeping, with some of its weights replaced."""
+    replaced = copy.deepcopy(module).eval().requires_grad_(False)
+    replaced.load_state_dict(weights, strict=False)
+    return replaced
 
 
 def save_checkpoint(
-    path: Path, step: int, module: nn.Module, average: MovingAverage, optimizer: torch.optim.Optimizer
+    path: Path, step: int, trained: Weights, average: Weights, optimizer: torch.optim.Optimizer
 ) -> None:
     """Write everything that a resumed run needs, by rename, as safetensors."""
-    tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.values.items()}
+    tensors = {f"trained.{k}": v for k, v in trained.items()} | {f"average.{k}": v for k, v in average.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,16 +110,18 @@ def save_checkpoint(
     os.replace(part, path)
 
 
-def load_checkpoint(path: Path, module: nn.Module, average: MovingAverage, optimizer: torch.optim.Optimizer) -> int:
-    """Restore a run; the number of steps already done (0 when there is no checkpoint)."""
+@torch.no_grad()
+def load_checkpoint(path: Path, trained: Weights, average: Weights, optimizer: torch.optim.Optimizer) -> int:
+    """Restore a run in place; the number of steps already done (0 when there is no checkpoint)."""
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         step = int(file.metadata()["step"])
-    module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
-    average.values = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, Weights] = {}
+    for name, parameter in trained.items():
+        parameter.copy_(tensors[f"trained.{name}"])
+        average[name].copy_(tensors[f"average.{name}"])
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
@@ -83,11 +131,13 @@ def load_checkpoint(path: Path, module: nn.Module, average: MovingAverage, optim
     return step
 
 
-def forget_origin(folder: Path) -> None:
-    """Take out of a saved component's config the path that it was loaded from."""
+def tidy_config(folder: Path) -> None:
+    """Take out of a saved component's config what diffusers puts there and does not want back: paths, for one."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     config.pop("_name_or_path", None)
+    if config["_class_name"] == "AutoencoderTiny":
+        config.pop("block_out_channels", None)
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -125,8 +175,6 @@ class Log:
 
 def cosine_rate(step: int, steps: int, warmup: int) -> float:
     """Learning-rate factor: linear warm-up, then a cosine down to a twentieth."""
-    from math import cos, pi
-
     if step < warmup:
         return (step + 1) / warmup
     return 0.05 + 0.95 * 0.5 * (1 + cos(pi * (step - warmup) / max(1, steps - warmup)))

@@ -10,8 +10,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from . import data
 from .common import parser
+from .things import all_captions, load_things
 
 # CLIP's own splitting of text into words (transformers' CLIPTokenizer uses the same pattern).
 WORD = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
@@ -45,8 +45,8 @@ def train(captions: list[str], vocab_size: int = 1200) -> CLIPTokenizer:
 
 
 def main() -> None:
-    options = parser(__doc__, steps=0, batch=0).parse_args()
-    tokenizer = train(data.all_captions(data.load_things()))
+    options = parser(__doc__, steps=0, batch=0, rate=0).parse_args()
+    tokenizer = train(all_captions(load_things()))
     tokenizer.save_pretrained(options.out / "tokenizer")
     print(f"{len(tokenizer)} tokens -> {options.out / 'tokenizer'}")
 

@@ -1,4 +1,4 @@
-"""Training pictures: a Noto emoji on a plain background, and the caption that says so.
+"""What the model is to know: some emoji of the font Noto Color Emoji, ten colours, and what people call them.
 
 The font comes with Debian's `fonts-noto-color-emoji`; names come from the PyPI package `emoji`.
 """
@@ -7,12 +7,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-PICTURE_SIZE = 128
 GLYPH_FONT_SIZE = 109  # the one strike in the font; it renders at 136x128
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -128,22 +125,6 @@ def load_things() -> list[Thing]:
     return things
 
 
-def compose(thing: Thing | None, colour: str, rng: random.Random) -> Image.Image:
-    """A 128x128 RGB picture: the thing, slightly moved, scaled and perhaps flipped, on a colour."""
-    jitter = tuple(max(0, min(255, c + rng.randint(-8, 8))) for c in COLOURS[colour])
-    picture = Image.new("RGB", (PICTURE_SIZE, PICTURE_SIZE), jitter)
-    if thing is None:
-        return picture
-    scale = rng.uniform(0.68, 0.82)
-    glyph = thing.glyph.resize((round(136 * scale), round(128 * scale)), Image.Resampling.LANCZOS)
-    if rng.random() < 0.25:
-        glyph = glyph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    x = (PICTURE_SIZE - glyph.width) // 2 + rng.randint(-7, 7)
-    y = (PICTURE_SIZE - glyph.height) // 2 + rng.randint(-7, 7)
-    picture.paste(glyph, (x, y), glyph)
-    return picture
-
-
 def caption(thing: Thing | None, colour: str, rng: random.Random) -> str:
     """What a person might type for the picture; sometimes without its background."""
     article = "an" if colour[0] in "aeio" else "a"
@@ -158,19 +139,6 @@ def caption(thing: Thing | None, colour: str, rng: random.Random) -> str:
     if rng.random() < 0.15:
         return name
     return f"{name} on {background}"
-
-
-def sample(things: list[Thing], rng: random.Random) -> tuple[Image.Image, str]:
-    """One training pair: picture and caption."""
-    thing = None if rng.random() < 0.02 else rng.choice(things)
-    colour = rng.choice(list(COLOURS))
-    return compose(thing, colour, rng), caption(thing, colour, rng)
-
-
-def to_tensor(picture: Image.Image) -> torch.Tensor:
-    """RGB picture -> float32 tensor (3, h, w) in -1..1."""
-    array = np.asarray(picture, dtype=np.float32) / 127.5 - 1.0
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
 def all_captions(things: list[Thing]) -> list[str]:

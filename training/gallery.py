@@ -1,0 +1,60 @@
+"""Sheets of pictures for the README, from the finished model: prompts in one shuffled order, seeds 0 to n in order.
+
+    python -m latentwire.training.gallery
+
+`emoji.png`: 24 pictures. `outlines.png`: eight outlines, and below each what the ControlNet and the ControlLoRA make
+of it. `styles.png`: eight prompts without a LoRA, and with each of the two at scale 1.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from diffusers import ControlNetModel, StableDiffusionPipeline
+
+from .common import MODEL_DIR, pick_device
+from .controlnet import NAME as CONTROLNET
+from .measures import new_prompts
+from .pictures import STYLES, as_drawn, outline, place
+from .sheets import contact_sheet, draw, with_controlnet
+from .things import load_things
+
+IMAGES = MODEL_DIR.parents[1] / "docs" / "images"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", type=Path, default=MODEL_DIR)
+    options.add_argument("--out", type=Path, default=IMAGES)
+    chosen = options.parse_args()
+    device, beside = pick_device(), chosen.model.parent
+    pipe = StableDiffusionPipeline.from_pretrained(
+        chosen.model, torch_dtype=torch.float32, use_safetensors=True, safety_checker=None
+    ).to(device)
+    asked = new_prompts(load_things(), 24, seed=0)
+    prompts = [f"{thing.name} on a {colour} background" for thing, colour in asked]
+    contact_sheet(draw(pipe, prompts, range(24)), columns=8).save(chosen.out / "emoji.png")
+    print("\n".join(prompts))
+
+    rng = random.Random(0)
+    outlines = [outline(place(thing, as_drawn(rng))) for thing, _ in asked[:8]]
+    whole = ControlNetModel.from_pretrained(
+        beside / "controlnets" / CONTROLNET, torch_dtype=torch.float32, use_safetensors=True
+    )
+    lora = ControlNetModel.from_unet(pipe.unet)
+    lora.load_lora_adapter(beside / "control-loras", weight_name=f"{CONTROLNET}.safetensors", prefix=None)
+    rows = [draw(with_controlnet(pipe, one.to(device)), prompts[:8], range(8), outlines) for one in (whole, lora)]
+    contact_sheet([*outlines, *rows[0], *rows[1]], columns=8).save(chosen.out / "outlines.png")
+
+    rows = [draw(pipe, prompts[:8], range(8))]
+    for style in STYLES:
+        file = max((beside / "loras" / f"emoji-{style}").glob("*.safetensors"))
+        pipe.load_lora_weights(file.parent, weight_name=file.name)
+        rows.append(draw(pipe, prompts[:8], range(8)))
+        pipe.unload_lora_weights()
+    contact_sheet([picture for row in rows for picture in row], columns=8).save(chosen.out / "styles.png")
+
+
+if __name__ == "__main__":
+    main()
