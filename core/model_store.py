@@ -22,7 +22,7 @@ import transformers
 from .build import PIPELINES, PipelineBuild
 from .errors import ModelLoadError, UnknownModel
 from .gates import gated_parts, install_gate
-from .previews import LatentFactors, factors_for
+from .previews import Previewer, TinyDecoder, factors_for
 from .settings import ModelSettings
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 SKIPPED = {"scheduler", "safety_checker", "feature_extractor", "image_encoder"}
 NOTES_FILE = "latentwire.json"
+PREVIEWER_FOLDER = "previewer"
 
 # One load at a time: accelerate, which both libraries load with, swaps a method of nn.Module for the whole process.
 LOADING = threading.Lock()
@@ -58,7 +59,7 @@ class Lease:
 
     card: ModelCard
     components: Mapping[str, Any]
-    factors: LatentFactors
+    previewer: Previewer
     keys: tuple[Any, ...]
 
 
@@ -126,14 +127,14 @@ class ModelStore:
                     partial(progress, name, part, len(card.parts)),
                 )
                 keys.append(key)
-            key = (card.name, "preview factors", build.dtype)
-            factors = self._get(key, lambda: factors_for(components["vae"]), lambda: None)
+            key = (card.name, "previewer", build.dtype)
+            previewer = self._get(key, lambda: _load_previewer(card, components["vae"]), lambda: None)
             keys.append(key)
         except BaseException:
             self._give_back(keys)
             raise
         optional = dict.fromkeys(SKIPPED - {"scheduler"})
-        return Lease(card, components | optional, factors, tuple(keys))
+        return Lease(card, components | optional, previewer, tuple(keys))
 
     def release(self, lease: Lease) -> None:
         """Give a lease back; call it once."""
@@ -223,16 +224,7 @@ def _load(card: ModelCard, name: str, library: str, class_name: str, dtype: str,
             return kind.from_pretrained(folder, local_files_only=True)
         if not issubclass(kind, diffusers.ModelMixin | transformers.PreTrainedModel):
             raise ValueError(f"{class_name} is no model class")
-        # Always read as float32: for another dtype both libraries change torch's default dtype, which is
-        # the whole process's, under the feet of the engine's thread.
-        as_float32 = {"dtype" if library == "transformers" else "torch_dtype": torch.float32}
-        with LOADING:
-            module, report = kind.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **as_float32
-            )
-        if report["missing_keys"] or report["mismatched_keys"]:  # both libraries would fill them with noise
-            lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-            raise ValueError(f"{len(lacking)} tensors are missing or misshapen, the first is {lacking[0]}")
+        module = _read_module(kind, folder, "dtype" if library == "transformers" else "torch_dtype")
         torch.nn.Module.to(module, device=device, dtype=getattr(torch, dtype))  # diffusers' own `to` warns of nothing
         module.eval().requires_grad_(False)
     except Exception as error:
@@ -244,4 +236,39 @@ def _load(card: ModelCard, name: str, library: str, class_name: str, dtype: str,
     for part in gated_parts(module):
         install_gate(part)
     log.info("loaded %s of model %s as %s", name, card.name, dtype)
+    return module
+
+
+def _load_previewer(card: ModelCard, vae: Any) -> Previewer:
+    """The tiny decoder that the model brings, or else a linear map."""
+    folder = card.folder / PREVIEWER_FOLDER
+    if not folder.is_dir():
+        return factors_for(vae)
+    try:
+        tiny = _read_module(diffusers.AutoencoderTiny, folder, "torch_dtype")
+        theirs, ours = tiny.config.latent_channels, vae.config.latent_channels
+        if theirs != ours:
+            raise ValueError(f"it decodes latents of {theirs} channels, and the model's have {ours}")
+    except Exception as error:
+        raise ModelLoadError(f"model {card.name!r}: cannot load its {PREVIEWER_FOLDER}: {error}") from error
+    return TinyDecoder(tiny.to(vae.device).eval().requires_grad_(False))
+
+
+def _read_module(kind: Any, folder: Path, dtype_argument: str) -> Any:
+    """A module as its folder has it, in float32.
+
+    For another dtype both libraries change torch's default dtype, which is the whole process's, under the feet of the
+    engine's thread.
+    """
+    with LOADING:
+        module, report = kind.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **{dtype_argument: torch.float32},
+        )
+    if report["missing_keys"] or report["mismatched_keys"]:  # both libraries would fill them with noise
+        lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise ValueError(f"{len(lacking)} tensors are missing or misshapen, the first is {lacking[0]}")
     return module

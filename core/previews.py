@@ -1,16 +1,40 @@
-"""Previews: latents to a small RGB picture by a linear map, cheap enough for every step.
+"""Previews: latents to a small RGB picture, cheap enough for every step.
 
-Known families have published factors. For any other autoencoder they are fitted when it is loaded.
+A model may bring a tiny decoder in its folder `previewer`. For others a linear map must do: known families have
+published factors; for any other autoencoder they are fitted when it is loaded.
 """
 
-from dataclasses import dataclass
-from typing import Any
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 Array = npt.NDArray[np.float32]
+
+
+class Previewer(Protocol):
+    """Paints the predicted picture of a step, in a thread of the painter's."""
+
+    def paint(self, latents: Array) -> npt.NDArray[np.uint8]:
+        """`(channels, h, w)` latents, scaled as the UNet sees them -> an `(h', w', 3)` picture of any size."""
+
+
+@dataclass(frozen=True)
+class TinyDecoder:
+    """An `AutoencoderTiny`, the class of Ollin Boer Bohan's TAESD, beside the model on its device."""
+
+    vae: Any
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # one at a time: the engine wants the device
+
+    @torch.inference_mode()
+    def paint(self, latents: Array) -> npt.NDArray[np.uint8]:
+        """`(channels, h, w)` latents -> picture, as many times larger as the decoder makes it."""
+        with self._lock:
+            rgb = self.vae.decode(torch.from_numpy(latents)[None].to(self.vae.device)).sample[0].cpu()
+        return to_bytes((rgb.permute(1, 2, 0).numpy() + 1) / 2)
 
 
 @dataclass(frozen=True)
@@ -22,9 +46,13 @@ class LatentFactors:
 
     def paint(self, latents: Array) -> npt.NDArray[np.uint8]:
         """`(channels, h, w)` latents -> `(h, w, 3)` picture, one pixel for each latent."""
-        rgb = np.tensordot(latents, self.weights, axes=(0, 0)) + self.bias
-        picture: npt.NDArray[np.uint8] = (np.nan_to_num(rgb).clip(0, 1) * 255).round().astype(np.uint8)
-        return picture
+        return to_bytes(np.tensordot(latents, self.weights, axes=(0, 0)) + self.bias)
+
+
+def to_bytes(rgb: Array) -> npt.NDArray[np.uint8]:
+    """RGB in 0..1, and whatever lies outside, to bytes."""
+    picture: npt.NDArray[np.uint8] = (np.nan_to_num(rgb).clip(0, 1) * 255).round().astype(np.uint8)
+    return picture
 
 
 # Published by keturn, discuss.huggingface.co/t/decoding-latents-to-rgb-without-upscaling/23204 (RGB in -1..1)

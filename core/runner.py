@@ -150,7 +150,7 @@ class Runner:
         scheduler = self._registry.new_scheduler(build.scheduler, lease.card.scheduler_config)
         pipeline = assemble(lease.card.family, build.task, lease.components, scheduler)
         size = max(call.width, call.height)
-        follow = StepStream(job, index, size, lease.factors, self._plugins, self._painter)
+        follow = StepStream(job, index, size, lease.previewer, self._plugins, self._painter)
 
         def run_pipeline() -> Any:
             generator = torch.Generator().manual_seed(call.seed)

@@ -13,7 +13,7 @@ from .images import encode, to_size, to_tensor
 from .jobs import Job
 from .painter import Painter
 from .plugin_host import PluginHost
-from .previews import LatentFactors
+from .previews import Previewer
 from .requests import PreviewOptions
 from .stepping import FinishedStep
 
@@ -26,12 +26,12 @@ class StepStream:
     """
 
     def __init__(
-        self, job: Job, index: int, size: int, factors: LatentFactors, plugins: PluginHost, painter: Painter
+        self, job: Job, index: int, size: int, previewer: Previewer, plugins: PluginHost, painter: Painter
     ) -> None:
         self._job = job
         self._index = index
         self._size = size  # pixels of the picture's longer side
-        self._factors = factors
+        self._previewer = previewer
         self._plugins = plugins
         self._painter = painter
         self._stream = job.request.stream
@@ -70,7 +70,7 @@ class StepStream:
         return True
 
     def _paint(self, original: Any, step: int, steps: int, options: PreviewOptions) -> None:
-        small = PILImage.fromarray(self._factors.paint(original))
+        small = PILImage.fromarray(self._previewer.paint(original))
         size = options.size or self._size
         picture = encode(to_size(small, size), options.format, options.quality)
         self._job.emit(Preview(self._job.id, self._index, step, steps, picture))

@@ -2,17 +2,24 @@
 
 import asyncio
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
+from diffusers import ControlNetModel, StableDiffusionPipeline
 from PIL import Image as PILImage
+from safetensors import safe_open
 
-from latentwire.core.events import Event, Image
+from latentwire.core.events import Event, Image, Preview
 from latentwire.core.settings import EMBEDDED_MODEL
-from latentwire.training.data import COLOURS
+from latentwire.training.evaluate import outlines_followed, style_moves, things_and_colours
+from latentwire.training.measures import blockiness, saturation
+from latentwire.training.things import COLOURS, FONT, load_things
 
 from .conftest import Served
 
+MODELS = EMBEDDED_MODEL.parent
 # things of one plain colour, and that colour
 THINGS = {
     "red apple": "red", "red heart": "red", "banana": "yellow", "lemon": "yellow", "tangerine": "orange",
@@ -65,9 +72,84 @@ def test_the_thing_is_there_and_has_its_colour(served: Served) -> None:
     assert right >= 7, dict(zip(THINGS, drawn, strict=True))
 
 
+def test_a_preview_of_the_last_step_looks_like_the_picture(served: Served) -> None:
+    async def run() -> list[Event]:
+        events: list[Event] = []
+        request = {"prompt": "panda on a green background", "seed": 1, "stream": {"previews": {"format": "png"}}}
+        await served.host.dispatch("generate", request, "previews", events.append)
+        return events
+
+    events = asyncio.run(run())
+    final = next(event.image for event in events if isinstance(event, Image) and event.image is not None)
+    previews = [event for event in events if isinstance(event, Preview)]
+    assert previews, "none was painted"
+    got, wanted = (
+        np.asarray(PILImage.open(io.BytesIO(one.data)).resize((32, 32)), dtype=float)
+        for one in (previews[-1].image, final)
+    )
+    assert np.abs(got - wanted).mean() < 12
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusionPipeline:
+    """The model as any program that uses diffusers loads it."""
+    return StableDiffusionPipeline.from_pretrained(EMBEDDED_MODEL, use_safetensors=True, safety_checker=None)
+
+
+needs_font = pytest.mark.skipif(not FONT.exists(), reason="needs Debian's fonts-noto-color-emoji")
+
+
+@needs_font
+@pytest.mark.slow
+def test_it_draws_the_thing_that_the_prompt_names(pipe: StableDiffusionPipeline) -> None:
+    found = things_and_colours(pipe, load_things(), count=20)
+    assert found["thing"]["top_5"] >= 0.8, found
+    assert found["colour"]["right"] >= 0.9, found
+
+
+@needs_font
+@pytest.mark.slow
+def test_the_controlnet_puts_things_where_the_outline_is(pipe: StableDiffusionPipeline) -> None:
+    controlnet = ControlNetModel.from_pretrained(MODELS / "controlnets/emoji-outline", use_safetensors=True)
+    found = outlines_followed(pipe, controlnet, load_things(), count=8)
+    assert found["with_controlnet"] > 0.65 > 0.5 > found["without"], found
+
+
+@needs_font
+@pytest.mark.slow
+def test_the_control_lora_does_so_too_on_the_bases_own_weights(pipe: StableDiffusionPipeline) -> None:
+    controlnet = ControlNetModel.from_unet(pipe.unet)
+    controlnet.load_lora_adapter(MODELS / "control-loras", weight_name="emoji-outline.safetensors", prefix=None)
+    found = outlines_followed(pipe, controlnet, load_things(), count=8)
+    assert found["with_controlnet"] > 0.65 > 0.5 > found["without"], found
+
+
+@needs_font
+@pytest.mark.slow
+@pytest.mark.parametrize(("style", "measure", "sign"), [("pixel-art", blockiness, 1), ("pencil", saturation, -1)])
+def test_a_style_grows_with_its_scale_and_is_gone_with_its_adapter(
+    pipe: StableDiffusionPipeline, style: str, measure: Callable[[Any], float], sign: int
+) -> None:
+    file = max((MODELS / "loras" / f"emoji-{style}").glob("*.safetensors"))
+    found = style_moves(pipe, file, measure, load_things(), count=4)
+    none, half, whole = (sign * value for value in found["scales"].values())
+    assert none < half < whole, found
+    assert found["same_when_gone"]
+
+
+def test_a_loras_folder_holds_several_training_steps() -> None:
+    names = [file.name for file in (MODELS / "loras/emoji-pixel-art").iterdir()]
+    assert sorted(names) == ["emoji-pixel-art-000200.safetensors", "emoji-pixel-art-000400.safetensors"]
+
+
 def test_the_model_is_small_half_precision_and_safetensors_only() -> None:
     files = [file for file in EMBEDDED_MODEL.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 25_000_000
+    files = [file for file in MODELS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 40_000_000
     for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as tensors:
+                assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} <= {"F16", "I64"}, file  # noqa: SIM118
         assert "_name_or_path" not in (file.read_text() if file.suffix == ".json" else ""), file
     assert not [file for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from latentwire.core.build import PipelineBuild
 from latentwire.core.errors import ModelLoadError, UnknownModel
 from latentwire.core.model_store import ModelStore
-from latentwire.core.previews import STABLE_DIFFUSION_1, factors_for
+from latentwire.core.previews import STABLE_DIFFUSION_1, LatentFactors, TinyDecoder, factors_for
 from latentwire.core.settings import EMBEDDED_MODEL, ModelSettings
 
 BUILD = PipelineBuild("emoji", "ddim", "float32")
@@ -96,6 +97,16 @@ def no_model_class(folder: Path) -> None:
     edit(folder / "model_index.json", unet=["diffusers", "StableDiffusionPipeline"])
 
 
+def a_previewer_of_other_latents(folder: Path) -> None:
+    AutoencoderTiny(latent_channels=16).save_pretrained(folder / "previewer")
+
+
+def a_previewer_without_weights(folder: Path) -> None:
+    AutoencoderTiny().save_config(folder / "previewer")
+    for file in (folder / "previewer").glob("*.safetensors"):
+        file.unlink()
+
+
 def broken_json(folder: Path) -> None:
     (folder / "model_index.json").write_text("{")
 
@@ -112,7 +123,8 @@ def edit(file: Path, **changes: object) -> None:
     "damage",
     [
         no_weights, only_a_pickle, a_pickle_by_another_name, truncated_weights, a_missing_tensor,
-        a_foreign_family, a_foreign_library, no_model_class, broken_json, no_folder,
+        a_foreign_family, a_foreign_library, no_model_class, a_previewer_of_other_latents, a_previewer_without_weights,
+        broken_json, no_folder,
     ],
 )  # fmt: skip
 def test_a_bad_folder_is_a_clear_error_and_leaves_nothing_leased(
@@ -152,3 +164,15 @@ def test_fitted_factors_paint_flat_colours_and_published_ones_are_used_for_their
         assert colours[np.abs(colours - painted).sum(axis=1).argmin()].tolist() == colour.tolist()
     vae.register_to_config(scaling_factor=0.18215)
     assert factors_for(vae) is STABLE_DIFFUSION_1
+
+
+def test_a_model_may_bring_a_previewer_and_does_without_one(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED_MODEL, folder)
+    brought = store_of(folder).lease(BUILD).previewer
+    assert isinstance(brought, TinyDecoder)
+    assert brought.paint(np.zeros((4, 8, 16), np.float32)).shape == (32, 64, 3)
+    shutil.rmtree(folder / "previewer")
+    fitted = store_of(folder).lease(BUILD).previewer
+    assert isinstance(fitted, LatentFactors)
+    assert fitted.paint(np.zeros((4, 8, 16), np.float32)).shape == (8, 16, 3)
