@@ -1,4 +1,4 @@
-# make serve: run the host.  make test: run the tests.  All set up .venv by themselves.
+# make serve: run the host.  make test: run the tests.  Whatever needs .venv sets it up.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -44,9 +44,9 @@ $(VENV)/bin/pip:
 
 # the first time this fetches torch and takes minutes, so pip shows what it does (not among what eval prints)
 $(VENV)/serve.done: $(SETUP) | $(VENV)/bin/pip
-	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable . >&2
+	@$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable . >&2
 	@touch $@
 
 $(VENV)/dev.done: $(SETUP) | $(VENV)/bin/pip
-	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev,training]' >&2
+	@$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev,training]' >&2
 	@touch $@ $(VENV)/serve.done

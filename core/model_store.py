@@ -224,7 +224,7 @@ def _load(card: ModelCard, name: str, library: str, class_name: str, dtype: str,
             return kind.from_pretrained(folder, local_files_only=True)
         if not issubclass(kind, diffusers.ModelMixin | transformers.PreTrainedModel):
             raise ValueError(f"{class_name} is no model class")
-        module = _read_module(kind, folder, "dtype" if library == "transformers" else "torch_dtype")
+        module = _read_module(kind, folder)
         torch.nn.Module.to(module, device=device, dtype=getattr(torch, dtype))  # diffusers' own `to` warns of nothing
         module.eval().requires_grad_(False)
     except Exception as error:
@@ -245,7 +245,7 @@ def _load_previewer(card: ModelCard, vae: Any) -> Previewer:
     if not folder.is_dir():
         return factors_for(vae)
     try:
-        tiny = _read_module(diffusers.AutoencoderTiny, folder, "torch_dtype")
+        tiny = _read_module(diffusers.AutoencoderTiny, folder)
         theirs, ours = tiny.config.latent_channels, vae.config.latent_channels
         if theirs != ours:
             raise ValueError(f"it decodes latents of {theirs} channels, and the model's have {ours}")
@@ -254,7 +254,7 @@ def _load_previewer(card: ModelCard, vae: Any) -> Previewer:
     return TinyDecoder(tiny.to(vae.device).eval().requires_grad_(False))
 
 
-def _read_module(kind: Any, folder: Path, dtype_argument: str) -> Any:
+def _read_module(kind: Any, folder: Path) -> Any:
     """A module as its folder has it, in float32.
 
     For another dtype both libraries change torch's default dtype, which is the whole process's, under the feet of the
@@ -262,11 +262,7 @@ def _read_module(kind: Any, folder: Path, dtype_argument: str) -> Any:
     """
     with LOADING:
         module, report = kind.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **{dtype_argument: torch.float32},
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     if report["missing_keys"] or report["mismatched_keys"]:  # both libraries would fill them with noise
         lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))

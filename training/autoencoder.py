@@ -4,8 +4,8 @@ Loss: L1, L1 on neighbouring-pixel differences (keeps edges sharp), and a faint 
 
 The decoder sees the latents with some noise added, so that it forgives what stage 2 gets a little wrong.
 
-`--go-on` trains a finished autoencoder further; `--decoder-only` only its decoder: sharper pictures from the
-same latents, so it may run while, or after, stage 2 trains on them.
+`--go-on` trains a finished autoencoder further, after which all later stages must be trained again; `--decoder-only`
+only its decoder: sharper pictures from the same latents, so it may run while, or after, stage 2 trains on them.
 """
 
 import random
@@ -16,12 +16,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from .common import fit, parser, pick_device, tidy_config
-from .pictures import PICTURE_SIZE, STYLES, sample, to_tensor
+from .pictures import PICTURE_SIZE, sample, sample_in_any_style, to_tensor
 from .things import Thing, load_things
 
 CROP = 64
-STYLED = 0.12  # the share of pictures in a style that a LoRA will want
-NOISE = 0.2  # the most noise that the decoder is to overlook, against latents with a standard deviation of one
+NOISE = 0.2  # the most noise that the decoder is to overlook, against the latents' standard deviation
 SCALING_PICTURES = 256  # that the latents' standard deviation is measured on
 
 
@@ -44,9 +43,7 @@ def batch_of_crops(things: list[Thing], count: int, seed: int) -> torch.Tensor:
     rng = random.Random(seed)
     crops = []
     for _ in range(count):
-        picture, _ = sample(things, rng)
-        if rng.random() < STYLED:
-            picture = rng.choice(list(STYLES.values()))(picture)
+        picture = sample_in_any_style(things, rng)
         x, y = (round(min(64, max(0, rng.gauss(32, 16)))) for _ in "xy")
         crops.append(to_tensor(picture.crop((x, y, x + CROP, y + CROP))))
     return torch.stack(crops)
@@ -62,7 +59,7 @@ def losses_of(model: AutoencoderKL, pictures: torch.Tensor) -> dict[str, torch.T
     posterior = model.encode(pictures).latent_dist
     frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
     latents = posterior.mean if frozen else posterior.sample()
-    strength = torch.rand(len(pictures), 1, 1, 1, device=pictures.device) * NOISE / model.config.scaling_factor
+    strength = torch.rand(len(pictures), 1, 1, 1, device=pictures.device) * NOISE * latents.std().detach()
     restored = model.decode(latents + strength * torch.randn_like(latents)).sample.float()
     l1 = F.l1_loss(restored, pictures)
     edge = sum(F.l1_loss(a, b) for a, b in zip(edges(restored), edges(pictures), strict=True))
@@ -102,7 +99,7 @@ def main() -> None:
     runs = options.work / name
     model = new_autoencoder()
     if options.go_on or options.decoder_only:
-        model = AutoencoderKL.from_pretrained(options.out / "vae", torch_dtype=torch.float32, use_safetensors=True)
+        model = AutoencoderKL.from_pretrained(options.out / "vae", dtype=torch.float32, use_safetensors=True)
     if options.decoder_only:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)

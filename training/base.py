@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .common import Weights, fit, parser, pick_device, tidy_config
+from .common import Tensors, fit, parser, pick_device, tidy_config
 from .denoising import Example, Pool, velocity_loss
 from .pictures import PICTURE_SIZE, sample
 from .sheets import contact_sheet, draw
@@ -105,12 +105,13 @@ def load_finished(folder: Path) -> Model:
 
 def load_autoencoder(folder: Path) -> AutoencoderKL:
     """A saved model's autoencoder, to encode and decode with."""
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, use_safetensors=True)
+    vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32, use_safetensors=True)
     frozen: AutoencoderKL = vae.eval().requires_grad_(False)
     return frozen
 
 
 def pipeline_of(model: Model, vae: AutoencoderKL) -> StableDiffusionPipeline:
+    """The parts as diffusers' pipeline."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=model.text_encoder,
@@ -144,11 +145,11 @@ def main() -> None:
     else:
         model = Model(CLIPTokenizer.from_pretrained(options.out / "tokenizer"))
     model = model.to(device)
-    pool = Pool(vae, lambda rng: Example(*sample(things, rng)))
+    pool = Pool(vae, lambda rng: Example(*sample(things, rng)), options.seed)
     if options.compile:
         model.unet.compile()
 
-    def losses(step: int) -> Weights:
+    def losses(step: int) -> Tensors:
         batch = pool.batch(step, options.batch)
         states = model.encode(batch.captions)
         return {"loss": velocity_loss(scheduler, batch.latents, lambda x, t: model.unet(x, t, states).sample)}

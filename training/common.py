@@ -38,7 +38,7 @@ def pick_device() -> torch.device:
 
 
 Trained = TypeVar("Trained", bound=nn.Module)
-Weights = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
 
 
 def fit(
@@ -63,7 +63,7 @@ def fit(
     Returns:
         a copy with the averaged weights.
     """
-    trained: Weights = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    trained: Tensors = {name: value for name, value in module.named_parameters() if value.requires_grad}
     average = {name: value.detach().clone() for name, value in trained.items()}
     optimizer = torch.optim.AdamW(trained.values(), lr=options.rate, betas=(0.9, 0.99), weight_decay=weight_decay)
     checkpoint = folder / "checkpoint.safetensors"
@@ -90,7 +90,7 @@ def fit(
     return with_weights(module, average)
 
 
-def with_weights(module: Trained, weights: Weights) -> Trained:
+def with_weights(module: Trained, weights: Tensors) -> Trained:
     """A copy of the module, for looking at and for keeping, with some of its weights replaced."""
     replaced = copy.deepcopy(module).eval().requires_grad_(False)
     replaced.load_state_dict(weights, strict=False)
@@ -98,7 +98,7 @@ def with_weights(module: Trained, weights: Weights) -> Trained:
 
 
 def save_checkpoint(
-    path: Path, step: int, trained: Weights, average: Weights, optimizer: torch.optim.Optimizer
+    path: Path, step: int, trained: Tensors, average: Tensors, optimizer: torch.optim.Optimizer
 ) -> None:
     """Write everything that a resumed run needs, by rename, as safetensors."""
     tensors = {f"trained.{k}": v for k, v in trained.items()} | {f"average.{k}": v for k, v in average.items()}
@@ -111,14 +111,14 @@ def save_checkpoint(
 
 
 @torch.no_grad()
-def load_checkpoint(path: Path, trained: Weights, average: Weights, optimizer: torch.optim.Optimizer) -> int:
+def load_checkpoint(path: Path, trained: Tensors, average: Tensors, optimizer: torch.optim.Optimizer) -> int:
     """Restore a run in place; the number of steps already done (0 when there is no checkpoint)."""
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         step = int(file.metadata()["step"])
-    state: dict[int, Weights] = {}
+    state: dict[int, Tensors] = {}
     for name, parameter in trained.items():
         parameter.copy_(tensors[f"trained.{name}"])
         average[name].copy_(tensors[f"average.{name}"])
@@ -144,6 +144,8 @@ def tidy_config(folder: Path) -> None:
 def track(start: int, steps: int, log: Path) -> Iterator[tuple[int, "Log"]]:
     """Count steps under a progress bar; what is written to the log survives as JSON lines."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    log.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))  # the rest is done again
     with tqdm(total=steps, initial=start, unit="step", mininterval=5) as bar, log.open("a") as file:
         writer = Log(bar, file)
         for step in range(start, steps):
@@ -162,6 +164,7 @@ class Log:
         self._begin = monotonic()
 
     def add(self, step: int, **values: float) -> None:
+        """Take note of a step's losses."""
         self._count += 1
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value

@@ -1,4 +1,4 @@
-"""Stage 3: a ControlNet that follows outlines, on the finished base: which stays as it is.
+"""Stage 4: a ControlNet that follows outlines, on the finished base: which stays as it is.
 
 It learns from things in any place and size, stretched and tilted; half of the outlines show the edges inside, too.
 
@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from .adapters import adapter_config
 from .base import load_autoencoder, load_finished, new_scheduler, pipeline_of
-from .common import Weights, fit, parser, pick_device, tidy_config
+from .common import Tensors, fit, parser, pick_device, tidy_config
 from .denoising import Example, Pool, velocity_loss
 from .pictures import as_drawn, near_the_middle, outline, paint, place
 from .sheets import contact_sheet, draw, with_controlnet
@@ -32,13 +32,12 @@ def example(things: list[Thing], rng: random.Random) -> Example:
     return Example(paint(layer, colour, rng), caption(thing, colour, rng), lines)
 
 
-def new_control_lora(controlnet: ControlNetModel) -> ControlNetModel:
+def make_control_lora(controlnet: ControlNetModel) -> None:
     """Of a ControlNet made from the base, let only an adapter learn, and the layers that the base does not have."""
     new_layers = ["controlnet_cond_embedding", "controlnet_mid_block"]
     new_layers += [f"controlnet_down_blocks.{index}" for index in range(len(controlnet.controlnet_down_blocks))]
     controlnet.requires_grad_(False)
     controlnet.add_adapter(adapter_config(RANK, trained_whole=new_layers), NAME)
-    return controlnet
 
 
 def main() -> None:
@@ -53,10 +52,10 @@ def main() -> None:
     controlnet = ControlNetModel.from_unet(model.unet).to(device)
     controlnet.set_attn_processor(AttnProcessor())
     if options.lora:
-        controlnet = new_control_lora(controlnet)
-    pool = Pool(vae, lambda rng: example(things, rng))
+        make_control_lora(controlnet)
+    pool = Pool(vae, lambda rng: example(things, rng), options.seed)
 
-    def losses(step: int) -> Weights:
+    def losses(step: int) -> Tensors:
         batch = pool.batch(step, options.batch)
         states = model.encode(batch.captions)
 

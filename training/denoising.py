@@ -1,6 +1,6 @@
-"""What every stage after the autoencoder shares: a pool of encoded pictures, and the loss of denoising them.
+"""What the stages that train or use a UNet share: a pool of encoded pictures, and the loss of denoising them.
 
-The pool is made once and refreshed a little with every step, so that encoding costs next to nothing.
+The pool is made once and renewed a little every few steps, so that encoding costs next to nothing.
 """
 
 import random
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from .pictures import to_tensor
 
 POOL = 4096
+GROUP = 8
 EMPTY_CAPTION = 0.1  # trains the unconditional half of guidance
 
 
@@ -39,32 +40,26 @@ class Batch:
 
 
 class Pool:
-    """Encoded examples. Every fourth batch replaces eight of them."""
+    """Encoded examples, in groups of eight; every fourth batch a new group takes the place of an old one.
 
-    def __init__(self, vae: AutoencoderKL, make: Callable[[random.Random], Example]) -> None:
-        self._vae, self._make = vae, make
+    Which examples there are at a step, and which a batch has, follows from the seed and the step alone, so that a run
+    that was stopped goes on with those that it would have had.
+    """
+
+    def __init__(self, vae: AutoencoderKL, make: Callable[[random.Random], Example], seed: int) -> None:
+        self._vae, self._make, self._seed = vae, make, seed
         self._latents = torch.zeros(POOL, 4, 16, 16)
         self._captions = [""] * POOL
         self._outlines: list[Image.Image | None] = [None] * POOL
-        for begin in tqdm(range(0, POOL, 64), desc="encoding the pool", mininterval=5):
-            self._fill(range(begin, begin + 64), seed=begin)
-
-    @torch.no_grad()
-    def _fill(self, rows: range, seed: int) -> None:
-        rng = random.Random(seed)
-        examples = [self._make(rng) for _ in rows]
-        pictures = torch.stack([to_tensor(example.picture) for example in examples]).to(self._vae.device)
-        with torch.autocast(self._vae.device.type, torch.bfloat16):
-            mean = self._vae.encode(pictures).latent_dist.mean * self._vae.config.scaling_factor
-        self._latents[rows.start : rows.stop] = mean.float().cpu()
-        self._captions[rows.start : rows.stop] = [example.caption for example in examples]
-        self._outlines[rows.start : rows.stop] = [example.outline for example in examples]
+        self._filled = False
 
     def batch(self, step: int, count: int) -> Batch:
-        rng = random.Random(-step - 1)
+        """Of `count` examples, at most POOL; steps must be asked for in order, from any one on."""
+        if not self._filled:
+            self._fill_all(step)
         if step % 4 == 0:
-            begin = rng.randrange(POOL // 8) * 8
-            self._fill(range(begin, begin + 8), seed=POOL + step)
+            self._fill([(self._group_replaced_at(step), step)])
+        rng = random.Random(f"batch {self._seed} {step}")
         rows = rng.sample(range(POOL), count)
         captions = ["" if rng.random() < EMPTY_CAPTION else self._captions[row] for row in rows]
         outlines = [as_hint(outline) for row in rows if (outline := self._outlines[row])]
@@ -72,6 +67,34 @@ class Pool:
         return Batch(
             self._latents[rows].to(device), captions, torch.stack(outlines).to(device) if outlines else torch.empty(0)
         )
+
+    def _group_replaced_at(self, step: int) -> int:
+        return random.Random(f"replace {self._seed} {step}").randrange(POOL // GROUP)
+
+    def _fill_all(self, step: int) -> None:
+        """All groups, as they are before a step."""
+        since = dict.fromkeys(range(POOL // GROUP), -1)
+        since |= {self._group_replaced_at(earlier): earlier for earlier in range(0, step, 4)}
+        groups = list(since.items())
+        for begin in tqdm(range(0, len(groups), 8), desc="encoding the pool", mininterval=5, leave=False):
+            self._fill(groups[begin : begin + 8])
+        self._filled = True
+
+    @torch.no_grad()
+    def _fill(self, groups: list[tuple[int, int]]) -> None:
+        """Encode groups, each as it is since some step."""
+        rows: list[int] = []
+        examples: list[Example] = []
+        for group, since in groups:
+            rng = random.Random(f"group {self._seed} {group} {since}")
+            rows += range(group * GROUP, (group + 1) * GROUP)
+            examples += [self._make(rng) for _ in range(GROUP)]
+        pictures = torch.stack([to_tensor(example.picture) for example in examples]).to(self._vae.device)
+        with torch.autocast(self._vae.device.type, torch.bfloat16):
+            mean = self._vae.encode(pictures).latent_dist.mean * self._vae.config.scaling_factor
+        self._latents[rows] = mean.float().cpu()
+        for row, example in zip(rows, examples, strict=True):
+            self._captions[row], self._outlines[row] = example.caption, example.outline
 
 
 def as_hint(outline: Image.Image) -> torch.Tensor:

@@ -1,11 +1,13 @@
-"""Figures about a finished model, on prompts and seeds that training did not see: printed as JSON.
+"""Figures about a finished model, from noise that training and its sheets did not use: printed as JSON.
 
     python -m latentwire.training.evaluate > figures.json
 
 `thing`: the emoji nearest to the picture is the one that the prompt named, or one of the five nearest is.
 `colour`: the background is nearest to the prompt's colour, of the ten.
-`outline`: overlap of the picture's silhouette with the one whose outline the ControlNet got, and without ControlNet.
-`pixel_art`, `pencil`: a measure of the style at scales 0, 0.5 and 1 of the LoRA, and without it again.
+`outline`: overlap of the picture's silhouette with the one whose outline the ControlNet, or the ControlLoRA, got, and
+without either. Things that hardly differ from their background have no silhouette to measure, and are passed over.
+`pixel_art`, `pencil`: a measure of the style at scales 0, 0.5 and 1 of the LoRA, and whether all is as before when it
+is gone.
 `seconds`: for one picture of 20 steps in the plain pipeline, the median of five.
 """
 
@@ -20,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, StableDiffusionPipeline
+from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
 from .common import MODEL_DIR, pick_device
@@ -52,7 +54,7 @@ def things_and_colours(pipe: StableDiffusionPipeline, things: list[Thing], count
     )
     recogniser = Recogniser(things)
     first, among_five, missed = 0, 0, []
-    for colour in COLOURS:
+    for colour in sorted({colour for _, colour in asked}):
         rows = [index for index, (_, wanted) in enumerate(asked) if wanted == colour]
         for row, nearest in zip(rows, recogniser.nearest(pictures[rows], colour), strict=True):
             name = asked[row][0].name
@@ -68,15 +70,13 @@ def things_and_colours(pipe: StableDiffusionPipeline, things: list[Thing], count
 
 
 def outlines_followed(
-    pipe: StableDiffusionPipeline, controlnet: ControlNetModel, things: list[Thing], count: int
+    pipe: StableDiffusionPipeline, controlnets: dict[str, ControlNetModel], things: list[Thing], count: int
 ) -> dict[str, Any]:
-    """Whether the silhouette is that of the outline: anywhere, any size, stretched and tilted.
-
-    A thing that hardly differs from its background has no silhouette to be measured, and is passed over.
-    """
+    """Whether the silhouette is that of the outline: anywhere, any size, stretched and tilted."""
     rng = random.Random(2)
     layers: list[Image.Image] = []
     prompts: list[str] = []
+    passed_over = 0
     while len(layers) < count:
         thing, colour = rng.choice(things), rng.choice(list(COLOURS))
         layer = place(thing, as_drawn(rng))
@@ -84,15 +84,31 @@ def outlines_followed(
         if overlap(silhouette_of(painted), np.asarray(silhouette(layer)) > 0) > 0.95:
             layers.append(layer)
             prompts.append(f"{thing.name} on a {colour} background")
+        else:
+            passed_over += 1
     wanted = [np.asarray(silhouette(layer)) > 0 for layer in layers]
     seeds = range(SEED, SEED + count)
-    steered = draw(with_controlnet(pipe, controlnet), prompts, seeds, [outline(layer) for layer in layers])
-    found = {"with_controlnet": as_array(steered), "without": as_array(draw(pipe, prompts, seeds))}
+    outlines = [outline(layer) for layer in layers]
+    found = {
+        f"with_{name}": as_array(draw(with_controlnet(pipe, controlnet), prompts, seeds, outlines))
+        for name, controlnet in controlnets.items()
+    }
+    found["without"] = as_array(draw(pipe, prompts, seeds))
     means = {
         name: statistics.mean(overlap(silhouette_of(one), shape) for one, shape in zip(pictures, wanted, strict=True))
         for name, pictures in found.items()
     }
-    return {"pairs": count, **means}
+    return {"pairs": count, "passed_over": passed_over, **means}
+
+
+def load_controlnets(models: Path, unet: UNet2DConditionModel) -> dict[str, ControlNetModel]:
+    """The ControlNet and the ControlLoRA among the models, by what they are."""
+    whole = ControlNetModel.from_pretrained(
+        models / "controlnets" / CONTROLNET, dtype=torch.float32, use_safetensors=True
+    )
+    lora = ControlNetModel.from_unet(unet)
+    lora.load_lora_adapter(models / "control-loras", weight_name=f"{CONTROLNET}.safetensors", prefix=None)
+    return {"controlnet": whole.to(unet.device).eval(), "control_lora": lora.to(unet.device).eval()}
 
 
 def style_moves(
@@ -113,6 +129,8 @@ def style_moves(
 
 
 def seconds_of_one(pipe: StableDiffusionPipeline) -> float:
+    """Seconds for one picture, the median of five after one that is not counted."""
+
     def once() -> float:
         begin = monotonic()
         draw(pipe, ["red apple on a blue background"], [0])
@@ -131,13 +149,10 @@ def main() -> None:
     device, things = pick_device(), load_things()
     beside: Path = chosen.model.parent
     pipe = StableDiffusionPipeline.from_pretrained(
-        chosen.model, torch_dtype=torch.float32, use_safetensors=True, safety_checker=None
-    ).to(device)
-    controlnet = ControlNetModel.from_pretrained(
-        beside / "controlnets" / CONTROLNET, torch_dtype=torch.float32, use_safetensors=True
+        chosen.model, dtype=torch.float32, use_safetensors=True, safety_checker=None
     ).to(device)
     figures = things_and_colours(pipe, things, chosen.pairs)
-    figures["outline"] = outlines_followed(pipe, controlnet, things, chosen.few)
+    figures["outline"] = outlines_followed(pipe, load_controlnets(beside, pipe.unet), things, chosen.few)
     for style, measure in {"pixel-art": blockiness, "pencil": saturation}.items():
         file = max((beside / "loras" / f"emoji-{style}").glob("*.safetensors"))
         figures[style.replace("-", "_")] = style_moves(pipe, file, measure, things, chosen.few)

@@ -11,10 +11,10 @@ import random
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 
 from .common import MODEL_DIR, pick_device
-from .controlnet import NAME as CONTROLNET
+from .evaluate import load_controlnets
 from .measures import new_prompts
 from .pictures import STYLES, as_drawn, outline, place
 from .sheets import contact_sheet, draw, with_controlnet
@@ -30,7 +30,7 @@ def main() -> None:
     chosen = options.parse_args()
     device, beside = pick_device(), chosen.model.parent
     pipe = StableDiffusionPipeline.from_pretrained(
-        chosen.model, torch_dtype=torch.float32, use_safetensors=True, safety_checker=None
+        chosen.model, dtype=torch.float32, use_safetensors=True, safety_checker=None
     ).to(device)
     asked = new_prompts(load_things(), 24, seed=0)
     prompts = [f"{thing.name} on a {colour} background" for thing, colour in asked]
@@ -39,12 +39,8 @@ def main() -> None:
 
     rng = random.Random(0)
     outlines = [outline(place(thing, as_drawn(rng))) for thing, _ in asked[:8]]
-    whole = ControlNetModel.from_pretrained(
-        beside / "controlnets" / CONTROLNET, torch_dtype=torch.float32, use_safetensors=True
-    )
-    lora = ControlNetModel.from_unet(pipe.unet)
-    lora.load_lora_adapter(beside / "control-loras", weight_name=f"{CONTROLNET}.safetensors", prefix=None)
-    rows = [draw(with_controlnet(pipe, one.to(device)), prompts[:8], range(8), outlines) for one in (whole, lora)]
+    controlnets = load_controlnets(beside, pipe.unet).values()
+    rows = [draw(with_controlnet(pipe, one), prompts[:8], range(8), outlines) for one in controlnets]
     contact_sheet([*outlines, *rows[0], *rows[1]], columns=8).save(chosen.out / "outlines.png")
 
     rows = [draw(pipe, prompts[:8], range(8))]

@@ -1,4 +1,4 @@
-"""Stage 4: a LoRA for a style, on the finished base: the same captions, other pictures.
+"""Stage 5: a LoRA for a style, on the finished base: the same captions, other pictures.
 
 A style has no word of its own: the adapter alone gives it, and its scale says how much of it.
 """
@@ -9,7 +9,7 @@ import torch
 
 from .adapters import adapter_config, save_adapter
 from .base import SHEET_PROMPTS, Model, load_autoencoder, load_finished, new_scheduler, pipeline_of
-from .common import Weights, fit, parser, pick_device
+from .common import Tensors, fit, parser, pick_device
 from .denoising import Example, Pool, velocity_loss
 from .pictures import STYLES, sample
 from .sheets import contact_sheet, draw
@@ -38,9 +38,9 @@ def main() -> None:
         picture, caption = sample(things, rng)
         return Example(style(picture), caption)
 
-    pool = Pool(vae, example)
+    pool = Pool(vae, example, options.seed)
 
-    def losses(step: int) -> Weights:
+    def losses(step: int) -> Tensors:
         batch = pool.batch(step, options.batch)
         states = model.encode(batch.captions)
         return {"loss": velocity_loss(scheduler, batch.latents, lambda x, t: model.unet(x, t, states).sample)}

@@ -23,6 +23,7 @@ CELL = PICTURE_SIZE // 16  # side of one of the large pixels of pixel art
 
 
 def as_array(pictures: Sequence[Image.Image]) -> Pictures:
+    """`(n, h, w, 3)` of n pictures, at least one."""
     return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
 
 

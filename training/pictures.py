@@ -120,6 +120,12 @@ def pencil(picture: Image.Image) -> Image.Image:
 STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {"pixel-art": pixel_art, "pencil": pencil}
 
 
+def sample_in_any_style(things: list[Thing], rng: random.Random) -> Image.Image:
+    """A picture, one in eight in a style that a LoRA will want: for what decodes latents."""
+    picture, _ = sample(things, rng)
+    return rng.choice(list(STYLES.values()))(picture) if rng.random() < 1 / 8 else picture
+
+
 def to_tensor(picture: Image.Image) -> torch.Tensor:
     """RGB picture -> float32 tensor (3, h, w) in -1..1."""
     array = np.asarray(picture, dtype=np.float32) / 127.5 - 1.0

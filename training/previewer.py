@@ -1,4 +1,4 @@
-"""Stage 5: a tiny decoder for previews, latents 4x16x16 -> pictures of 64x64, for a fraction of the work.
+"""Stage 3: a tiny decoder for previews, latents 4x16x16 -> pictures of 64x64, for a fraction of the work.
 
 An AutoencoderTiny of diffusers, the class of TAESD (Ollin Boer Bohan); only its decoder is trained.
 """
@@ -10,11 +10,10 @@ from diffusers import AutoencoderTiny
 from torch.nn import functional as F
 
 from .base import load_autoencoder
-from .common import Weights, fit, parser, pick_device, tidy_config
-from .pictures import STYLES, sample, to_tensor
+from .common import Tensors, fit, parser, pick_device, tidy_config
+from .pictures import sample_in_any_style, to_tensor
 from .things import load_things
 
-STYLED = 0.12  # the share of pictures in a style that a LoRA will want
 NOISE = 0.3  # the most noise on the latents: a preview shows a prediction, which is never quite right
 
 
@@ -37,10 +36,9 @@ def main() -> None:
     vae, model = load_autoencoder(options.out).to(device), new_previewer().to(device)
     model.encoder.requires_grad_(False)
 
-    def losses(step: int) -> Weights:
+    def losses(step: int) -> Tensors:
         rng = random.Random(options.seed * 1_000_003 + step)
-        pictures = [sample(things, rng)[0] for _ in range(options.batch)]
-        pictures = [rng.choice(list(STYLES.values()))(one) if rng.random() < STYLED else one for one in pictures]
+        pictures = [sample_in_any_style(things, rng) for _ in range(options.batch)]
         wanted = torch.stack([to_tensor(one) for one in pictures]).to(device)
         with torch.no_grad():
             latents = vae.encode(wanted).latent_dist.mean * vae.config.scaling_factor

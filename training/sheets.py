@@ -18,7 +18,7 @@ def draw(
 ) -> list[Image.Image]:
     """One 128x128 picture a prompt, each from its own seed; with an outline each where the pipeline has a ControlNet.
 
-    A seed's noise is made on the CPU, so that the pictures do not depend on what else is drawn or where.
+    A seed's noise is made on the CPU, so that a picture depends on what else is drawn, and where, only by rounding.
     """
     pipe.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = []

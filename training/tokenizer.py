@@ -3,6 +3,7 @@
 Any text can be encoded: what the captions do not hold falls back to single bytes.
 """
 
+import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from .common import parser
+from .common import MODEL_DIR
 from .things import all_captions, load_things
 
 # CLIP's own splitting of text into words (transformers' CLIPTokenizer uses the same pattern).
@@ -45,7 +46,9 @@ def train(captions: list[str], vocab_size: int = 1200) -> CLIPTokenizer:
 
 
 def main() -> None:
-    options = parser(__doc__, steps=0, batch=0, rate=0).parse_args()
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--out", type=Path, default=MODEL_DIR, help="the model's folder")
+    options = arguments.parse_args()
     tokenizer = train(all_captions(load_things()))
     tokenizer.save_pretrained(options.out / "tokenizer")
     print(f"{len(tokenizer)} tokens -> {options.out / 'tokenizer'}")
