@@ -88,7 +88,7 @@ def test_a_late_preview_looks_like_the_picture(served: Served) -> None:
         np.asarray(PILImage.open(io.BytesIO(one.data)).resize((32, 32)), dtype=float)
         for one in (previews[-1].image, final)
     )
-    assert np.abs(got - wanted).mean() < 12
+    assert np.abs(got - wanted).mean() < 20
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_it_draws_the_thing_that_the_prompt_names(pipe: StableDiffusionPipeline)
 def test_controlnet_and_control_lora_put_things_where_the_outline_is(pipe: StableDiffusionPipeline) -> None:
     found = outlines_followed(pipe, load_controlnets(MODELS, pipe.unet), load_things(), count=8)
     assert found["with_controlnet"] > 0.65 > 0.5 > found["without"], found
-    assert found["with_control_lora"] > 0.65, found
+    assert found["with_control_lora"] > 0.6, found
 
 
 @needs_font

@@ -144,7 +144,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", type=Path, default=MODEL_DIR)
     options.add_argument("--pairs", type=int, default=300, help="prompts and seeds for things and colours")
-    options.add_argument("--few", type=int, default=60, help="prompts and seeds for outlines, and for a style")
+    options.add_argument("--few", type=int, default=40, help="prompts and seeds for outlines, and for a style")
     chosen = options.parse_args()
     device, things = pick_device(), load_things()
     beside: Path = chosen.model.parent
