@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image as PILImage
 from safetensors import safe_open
 
 from latentwire.core.events import Event, Image, Preview
 from latentwire.core.settings import EMBEDDED_MODEL
-from latentwire.training.evaluate import load_controlnets, outlines_followed, style_moves, things_and_colours
+from latentwire.training.evaluate import outlines_followed, style_moves, things_and_colours
+from latentwire.training.finished import load_controlnets, load_pipeline, style_file
 from latentwire.training.measures import blockiness, saturation
 from latentwire.training.things import COLOURS, FONT, load_things
 
@@ -94,9 +94,7 @@ def test_a_late_preview_looks_like_the_picture(served: Served) -> None:
 @pytest.fixture(scope="module")
 def pipe() -> StableDiffusionPipeline:
     """The model as any program that uses diffusers loads it."""
-    return StableDiffusionPipeline.from_pretrained(
-        EMBEDDED_MODEL, dtype=torch.float32, use_safetensors=True, safety_checker=None
-    )
+    return load_pipeline(EMBEDDED_MODEL)
 
 
 needs_font = pytest.mark.skipif(not FONT.exists(), reason="needs Debian's fonts-noto-color-emoji")
@@ -124,8 +122,7 @@ def test_controlnet_and_control_lora_put_things_where_the_outline_is(pipe: Stabl
 def test_a_style_grows_with_its_scale_and_is_gone_with_its_adapter(
     pipe: StableDiffusionPipeline, style: str, measure: Callable[[Any], float], sign: int
 ) -> None:
-    file = max((MODELS / "loras" / f"emoji-{style}").glob("*.safetensors"))
-    found = style_moves(pipe, file, measure, load_things(), count=4)
+    found = style_moves(pipe, style_file(MODELS, style), measure, load_things(), count=4)
     none, half, whole = (sign * value for value in found["scales"].values())
     assert none < half < whole, found
     assert found["same_when_gone"]

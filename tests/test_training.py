@@ -37,7 +37,6 @@ needs_font = pytest.mark.skipif(not FONT.exists(), reason="needs Debian's fonts-
 def test_the_stages_make_a_model_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(denoising, "POOL", 64)
     monkeypatch.setattr(base, "SHEET_PROMPTS", ("red apple",))
-    monkeypatch.setattr(lora, "SHEET_PROMPTS", ("red apple",))
     monkeypatch.setattr(controlnet, "SHOWN", 1)
     monkeypatch.setattr(autoencoder, "SCALING_PICTURES", 8)
     models, work = tmp_path / "models", tmp_path / "work"
@@ -88,7 +87,7 @@ def test_a_stage_that_was_stopped_goes_on_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(denoising, "POOL", 16)
-    monkeypatch.setattr(lora, "SHEET_PROMPTS", ("red apple",))
+    monkeypatch.setattr(base, "SHEET_PROMPTS", ("red apple",))
     monkeypatch.setattr("latentwire.training.common.cosine_rate", lambda step, steps, warmup: 1.0)
 
     def train(work: Path, steps: int) -> dict[str, torch.Tensor]:
@@ -115,6 +114,8 @@ def test_captions_name_what_the_picture_shows() -> None:
         picture, text = paint(place(thing, near_the_middle(rng)), colour, rng), caption(thing, colour, rng)
         assert any(name.lower() in text for name in (thing.name, *thing.synonyms))
         assert measures.colour_of(measures.as_array([picture])[0]) == colour
+        corner = picture.crop((0, 0, 1, 1)).tobytes()
+        assert max(abs(a - b) for a, b in zip(corner, COLOURS[colour], strict=True)) <= 8
 
 
 @needs_font

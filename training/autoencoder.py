@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch.nn import functional as F
 
-from .common import fit, parser, pick_device, tidy_config
+from .common import Tensors, fit, parser, pick_device, seed_of, tidy_config
 from .pictures import PICTURE_SIZE, sample, sample_in_any_style, to_tensor
 from .things import Thing, load_things
 
@@ -54,7 +54,7 @@ def edges(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return pictures[..., :, 1:] - pictures[..., :, :-1], pictures[..., 1:, :] - pictures[..., :-1, :]
 
 
-def losses_of(model: AutoencoderKL, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+def losses_of(model: AutoencoderKL, pictures: torch.Tensor) -> Tensors:
     """The training loss, and the plain L1 for the log; without sampling and KL where the encoder is frozen."""
     posterior = model.encode(pictures).latent_dist
     frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
@@ -105,8 +105,8 @@ def main() -> None:
         model.quant_conv.requires_grad_(False)
     model = model.to(device)
 
-    def losses(step: int) -> dict[str, torch.Tensor]:
-        crops = batch_of_crops(things, options.batch, options.seed * 1_000_003 + step)
+    def losses(step: int) -> Tensors:
+        crops = batch_of_crops(things, options.batch, seed_of(options, step))
         return losses_of(model, crops.to(device))
 
     finished = fit(model, losses, runs, options, warmup=100, decay=0.998)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .common import Tensors, fit, parser, pick_device, tidy_config
-from .denoising import Example, Pool, velocity_loss
+from .denoising import Batch, Example, Pool, velocity_loss
 from .pictures import PICTURE_SIZE, sample
 from .sheets import contact_sheet, draw
 from .things import load_things
@@ -124,6 +124,18 @@ def pipeline_of(model: Model, vae: AutoencoderKL) -> StableDiffusionPipeline:
     )
 
 
+def loss_of(model: Model, scheduler: DDIMScheduler, batch: Batch) -> Tensors:
+    """The loss of denoising a batch by its captions."""
+    states = model.encode(batch.captions)
+    return {"loss": velocity_loss(scheduler, batch.latents, lambda x, t: model.unet(x, t, states).sample)}
+
+
+def save_sheet(model: Model, vae: AutoencoderKL, file: Path) -> None:
+    """One picture for each of SHEET_PROMPTS, seed 0, six in a row."""
+    pictures = draw(pipeline_of(model, vae), SHEET_PROMPTS, [0] * len(SHEET_PROMPTS))
+    contact_sheet(pictures, columns=6).save(file)
+
+
 def name_as_others_do(file: Path) -> None:
     """Give a text encoder's tensors the prefix that transformers 5 leaves out and all other tools expect."""
     tensors = load_file(file)
@@ -150,13 +162,10 @@ def main() -> None:
         model.unet.compile()
 
     def losses(step: int) -> Tensors:
-        batch = pool.batch(step, options.batch)
-        states = model.encode(batch.captions)
-        return {"loss": velocity_loss(scheduler, batch.latents, lambda x, t: model.unet(x, t, states).sample)}
+        return loss_of(model, scheduler, pool.batch(step, options.batch))
 
     def show(averaged: Model, step: int) -> None:
-        pictures = draw(pipeline_of(averaged, vae), SHEET_PROMPTS, [0] * len(SHEET_PROMPTS))
-        contact_sheet(pictures, columns=6).save(runs / f"sheet-{step:06d}.png")
+        save_sheet(averaged, vae, runs / f"sheet-{step:06d}.png")
 
     finished = fit(model, losses, runs, options, warmup=200, decay=0.999, weight_decay=0.01, show=show)
     pipeline_of(finished, vae).to(torch.float16).save_pretrained(options.out)

@@ -43,7 +43,7 @@ Tensors = dict[str, torch.Tensor]
 
 def fit(
     module: Trained,
-    losses: Callable[[int], dict[str, torch.Tensor]],
+    losses: Callable[[int], Tensors],
     folder: Path,
     options: argparse.Namespace,
     *,
@@ -70,7 +70,7 @@ def fit(
     start = load_checkpoint(checkpoint, trained, average, optimizer)
     device = next(iter(trained.values())).device.type
     for step, log in track(start, options.steps, folder / "log.jsonl"):
-        torch.manual_seed(options.seed * 1_000_003 + step)
+        torch.manual_seed(seed_of(options, step))
         for group in optimizer.param_groups:
             group["lr"] = options.rate * cosine_rate(step, options.steps, warmup)
         with torch.autocast(device, torch.bfloat16):
@@ -88,6 +88,12 @@ def fit(
             if show:
                 show(with_weights(module, average), step + 1)
     return with_weights(module, average)
+
+
+def seed_of(options: argparse.Namespace, step: int) -> int:
+    """What everything random in a step begins from."""
+    seed: int = options.seed * 1_000_003 + step
+    return seed
 
 
 def with_weights(module: Trained, weights: Tensors) -> Trained:

@@ -22,14 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import ControlNetModel, StableDiffusionPipeline
 from PIL import Image
 
 from .common import MODEL_DIR, pick_device
-from .controlnet import NAME as CONTROLNET
+from .finished import load_controlnets, load_pipeline, style_file
 from .measures import (
     Pictures,
     Recogniser,
+    Shape,
     as_array,
     blockiness,
     colour_of,
@@ -40,7 +41,7 @@ from .measures import (
 )
 from .pictures import as_drawn, outline, paint, place, silhouette
 from .sheets import draw, with_controlnet
-from .things import COLOURS, Thing, load_things
+from .things import COLOURS, Thing, load_things, plain_prompt
 
 SEED = 20_000  # the first of the pictures' seeds
 SCALES = (0.0, 0.5, 1.0)
@@ -49,9 +50,7 @@ SCALES = (0.0, 0.5, 1.0)
 def things_and_colours(pipe: StableDiffusionPipeline, things: list[Thing], count: int) -> dict[str, Any]:
     """Whether `THING on a COLOUR background` gives the thing and the colour."""
     asked = new_prompts(things, count, seed=1)
-    pictures = as_array(
-        draw(pipe, [f"{thing.name} on a {colour} background" for thing, colour in asked], range(SEED, SEED + count))
-    )
+    pictures = as_array(draw(pipe, [plain_prompt(*one) for one in asked], range(SEED, SEED + count)))
     recogniser = Recogniser(things)
     first, among_five, missed = 0, 0, []
     for colour in sorted({colour for _, colour in asked}):
@@ -75,18 +74,20 @@ def outlines_followed(
     """Whether the silhouette is that of the outline: anywhere, any size, stretched and tilted."""
     rng = random.Random(2)
     layers: list[Image.Image] = []
+    wanted: list[Shape] = []
     prompts: list[str] = []
     passed_over = 0
     while len(layers) < count:
         thing, colour = rng.choice(things), rng.choice(list(COLOURS))
         layer = place(thing, as_drawn(rng))
         painted = as_array([paint(layer, colour, rng)])[0]
-        if overlap(silhouette_of(painted), np.asarray(silhouette(layer)) > 0) > 0.95:
+        shape = np.asarray(silhouette(layer)) > 0
+        if overlap(silhouette_of(painted), shape) > 0.95:
             layers.append(layer)
-            prompts.append(f"{thing.name} on a {colour} background")
+            wanted.append(shape)
+            prompts.append(plain_prompt(thing, colour))
         else:
             passed_over += 1
-    wanted = [np.asarray(silhouette(layer)) > 0 for layer in layers]
     seeds = range(SEED, SEED + count)
     outlines = [outline(layer) for layer in layers]
     found = {
@@ -101,21 +102,11 @@ def outlines_followed(
     return {"pairs": count, "passed_over": passed_over, **means}
 
 
-def load_controlnets(models: Path, unet: UNet2DConditionModel) -> dict[str, ControlNetModel]:
-    """The ControlNet and the ControlLoRA among the models, by what they are."""
-    whole = ControlNetModel.from_pretrained(
-        models / "controlnets" / CONTROLNET, dtype=torch.float32, use_safetensors=True
-    )
-    lora = ControlNetModel.from_unet(unet)
-    lora.load_lora_adapter(models / "control-loras", weight_name=f"{CONTROLNET}.safetensors", prefix=None)
-    return {"controlnet": whole.to(unet.device).eval(), "control_lora": lora.to(unet.device).eval()}
-
-
 def style_moves(
     pipe: StableDiffusionPipeline, file: Path, measure: Callable[[Pictures], float], things: list[Thing], count: int
 ) -> dict[str, Any]:
     """How the measure moves with the LoRA's scale, and whether all is as before when it is gone."""
-    prompts = [f"{thing.name} on a {colour} background" for thing, colour in new_prompts(things, count, seed=3)]
+    prompts = [plain_prompt(*one) for one in new_prompts(things, count, seed=3)]
     seeds = range(SEED, SEED + count)
     before = as_array(draw(pipe, prompts, seeds))
     pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="style")
@@ -148,14 +139,12 @@ def main() -> None:
     chosen = options.parse_args()
     device, things = pick_device(), load_things()
     beside: Path = chosen.model.parent
-    pipe = StableDiffusionPipeline.from_pretrained(
-        chosen.model, dtype=torch.float32, use_safetensors=True, safety_checker=None
-    ).to(device)
+    pipe = load_pipeline(chosen.model).to(device)
     figures = things_and_colours(pipe, things, chosen.pairs)
     figures["outline"] = outlines_followed(pipe, load_controlnets(beside, pipe.unet), things, chosen.few)
     for style, measure in {"pixel-art": blockiness, "pencil": saturation}.items():
-        file = max((beside / "loras" / f"emoji-{style}").glob("*.safetensors"))
-        figures[style.replace("-", "_")] = style_moves(pipe, file, measure, things, chosen.few)
+        moves = style_moves(pipe, style_file(beside, style), measure, things, chosen.few)
+        figures[style.replace("-", "_")] = moves
     figures["seconds"] = seconds_of_one(pipe)
     figures["machine"] = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
     print(json.dumps(figures, indent=2))

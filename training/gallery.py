@@ -10,15 +10,12 @@ import argparse
 import random
 from pathlib import Path
 
-import torch
-from diffusers import StableDiffusionPipeline
-
 from .common import MODEL_DIR, pick_device
-from .evaluate import load_controlnets
+from .finished import load_controlnets, load_pipeline, style_file
 from .measures import new_prompts
 from .pictures import STYLES, as_drawn, outline, place
 from .sheets import contact_sheet, draw, with_controlnet
-from .things import load_things
+from .things import load_things, plain_prompt
 
 IMAGES = MODEL_DIR.parents[1] / "docs" / "images"
 
@@ -29,11 +26,9 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=IMAGES)
     chosen = options.parse_args()
     device, beside = pick_device(), chosen.model.parent
-    pipe = StableDiffusionPipeline.from_pretrained(
-        chosen.model, dtype=torch.float32, use_safetensors=True, safety_checker=None
-    ).to(device)
+    pipe = load_pipeline(chosen.model).to(device)
     asked = new_prompts(load_things(), 24, seed=0)
-    prompts = [f"{thing.name} on a {colour} background" for thing, colour in asked]
+    prompts = [plain_prompt(*one) for one in asked]
     contact_sheet(draw(pipe, prompts, range(24)), columns=8).save(chosen.out / "emoji.png")
     print("\n".join(prompts))
 
@@ -45,7 +40,7 @@ def main() -> None:
 
     rows = [draw(pipe, prompts[:8], range(8))]
     for style in STYLES:
-        file = max((beside / "loras" / f"emoji-{style}").glob("*.safetensors"))
+        file = style_file(beside, style)
         pipe.load_lora_weights(file.parent, weight_name=file.name)
         rows.append(draw(pipe, prompts[:8], range(8)))
         pipe.unload_lora_weights()

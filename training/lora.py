@@ -8,11 +8,10 @@ import random
 import torch
 
 from .adapters import adapter_config, save_adapter
-from .base import SHEET_PROMPTS, Model, load_autoencoder, load_finished, new_scheduler, pipeline_of
+from .base import Model, load_autoencoder, load_finished, loss_of, new_scheduler, save_sheet
 from .common import Tensors, fit, parser, pick_device
-from .denoising import Example, Pool, velocity_loss
+from .denoising import Example, Pool
 from .pictures import STYLES, sample
-from .sheets import contact_sheet, draw
 from .things import load_things
 
 RANK = 8
@@ -41,15 +40,12 @@ def main() -> None:
     pool = Pool(vae, example, options.seed)
 
     def losses(step: int) -> Tensors:
-        batch = pool.batch(step, options.batch)
-        states = model.encode(batch.captions)
-        return {"loss": velocity_loss(scheduler, batch.latents, lambda x, t: model.unet(x, t, states).sample)}
+        return loss_of(model, scheduler, pool.batch(step, options.batch))
 
     def show(averaged: Model, step: int) -> None:
         file = folder / f"{name}-{step:06d}.safetensors"
         save_adapter(averaged.unet, ADAPTER, file, kohya=options.style in KOHYA)
-        pictures = draw(pipeline_of(averaged, vae), SHEET_PROMPTS, [0] * len(SHEET_PROMPTS))
-        contact_sheet(pictures, columns=6).save(runs / f"sheet-{step:06d}.png")
+        save_sheet(averaged, vae, runs / f"sheet-{step:06d}.png")
 
     fit(model, losses, runs, options, warmup=30, decay=0.99, show=show)
     print(f"-> {folder}")

@@ -11,6 +11,7 @@ from PIL import Image, ImageChops, ImageFilter
 from .things import COLOURS, Thing, caption
 
 PICTURE_SIZE = 128
+ELSEWHERE = 0.15  # the share of things that are not near the middle
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,13 @@ def paint(layer: Image.Image | None, colour: str, rng: random.Random) -> Image.I
     return picture
 
 
-def sample(things: list[Thing], rng: random.Random, elsewhere: float = 0.15) -> tuple[Image.Image, str]:
-    """One training pair, picture and caption; `elsewhere` is the share of things that are not near the middle."""
+def sample(things: list[Thing], rng: random.Random) -> tuple[Image.Image, str]:
+    """One training pair, picture and caption."""
     thing = None if rng.random() < 0.02 else rng.choice(things)
     colour = rng.choice(list(COLOURS))
     layer = None
     if thing is not None:
-        layer = place(thing, anywhere(rng) if rng.random() < elsewhere else near_the_middle(rng))
+        layer = place(thing, anywhere(rng) if rng.random() < ELSEWHERE else near_the_middle(rng))
     return paint(layer, colour, rng), caption(thing, colour, rng)
 
 

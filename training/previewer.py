@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny
 from torch.nn import functional as F
 
 from .base import load_autoencoder
-from .common import Tensors, fit, parser, pick_device, tidy_config
+from .common import Tensors, fit, parser, pick_device, seed_of, tidy_config
 from .pictures import sample_in_any_style, to_tensor
 from .things import load_things
 
@@ -37,7 +37,7 @@ def main() -> None:
     model.encoder.requires_grad_(False)
 
     def losses(step: int) -> Tensors:
-        rng = random.Random(options.seed * 1_000_003 + step)
+        rng = random.Random(seed_of(options, step))
         pictures = [sample_in_any_style(things, rng) for _ in range(options.batch)]
         wanted = torch.stack([to_tensor(one) for one in pictures]).to(device)
         with torch.no_grad():

@@ -141,6 +141,11 @@ def caption(thing: Thing | None, colour: str, rng: random.Random) -> str:
     return f"{name} on {background}"
 
 
+def plain_prompt(thing: Thing, colour: str) -> str:
+    """What figures and sheets ask for."""
+    return f"{thing.name} on a {colour} background"
+
+
 def all_captions(things: list[Thing]) -> list[str]:
     """Every wording that `caption` can give; the tokenizer is made from these."""
     names = [name for thing in things for name in (thing.name.lower(), *thing.synonyms)]
