@@ -1,7 +1,6 @@
 """A host: settings, plugins, models, one engine and the jobs, with no network in it."""
 
 import asyncio
-import difflib
 import logging
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from .events import Event
 from .jobs import JobTable
 from .model_store import ModelStore
 from .plugin_host import PluginHost
-from .registry import PluginRegistry, Registry
+from .registry import PluginRegistry, Registry, nearest
 from .requests import GenerateRequest, request_model
 from .runner import Runner
 from .schedulers import diffusers_schedulers
@@ -72,9 +71,7 @@ class Host:
         """
         entry = self.registry.commands.get(command)
         if entry is None:
-            near = difflib.get_close_matches(command[:80], self.registry.commands, n=1)
-            known = ", ".join(sorted(self.registry.commands))
-            hint = f"did you mean {near[0]!r}?" if near else f"commands: {known}"
+            hint = nearest(command[:80], self.registry.commands, "commands")
             raise UnknownCommand(f"there is no command {command[:80]!r}; {hint}")
         if self.closing:
             raise HostClosing("the host is shutting down and takes no more commands")

@@ -1,5 +1,6 @@
 """What plugins and the core have registered: commands, request fields, schedulers, each under one name."""
 
+import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,12 @@ class CommandEntry:
     def summary(self) -> str:
         """The first line of the handler's docstring."""
         return (self.handler.__doc__ or "").strip().partition("\n")[0]
+
+
+def nearest(name: str, table: Mapping[str, Any], plural: str) -> str:
+    """A hint for a name that a table does not hold: the nearest one that it does, or all of them."""
+    near = difflib.get_close_matches(name, table, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{plural}: {', '.join(sorted(table))}"
 
 
 @dataclass

@@ -3,7 +3,6 @@
 Preparing and finishing happen in worker threads; only the pipeline calls are on the engine's thread.
 """
 
-import difflib
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from time import monotonic
@@ -22,7 +21,7 @@ from .jobs import Job
 from .model_store import Lease, ModelStore, Progress
 from .painter import Painter
 from .plugin_host import PluginHost
-from .registry import Registry
+from .registry import Registry, nearest
 from .requests import GenerateRequest, Mode
 from .settings import Settings
 from .step_stream import StepStream
@@ -102,10 +101,7 @@ class Runner:
 
     def _check_scheduler(self, name: str) -> None:
         if name not in self._registry.schedulers:
-            known = sorted(self._registry.schedulers)
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"schedulers: {', '.join(known)}"
-            message = f"there is no scheduler {name!r}; {hint}"
+            message = f"there is no scheduler {name!r}; {nearest(name, self._registry.schedulers, 'schedulers')}"
             raise InvalidParams(message, [{"path": ["scheduler"], "message": message, "got": name}])
 
     def _prepare(self, job: Job) -> None:

@@ -141,15 +141,7 @@ class Session:
             del self._commands[message_id]
 
     def _fail(self, message_id: MessageId | None, error: LatentwireError) -> None:
-        self._outbox.put(
-            {
-                "id": message_id,
-                "event": "error",
-                "code": error.code,
-                "message": error.message,
-                "details": error.details,
-            }
-        )
+        self._outbox.put(_error(message_id, error))
 
 
 def _encode(message: dict[str, Any]) -> bytes:
@@ -159,8 +151,17 @@ def _encode(message: dict[str, Any]) -> bytes:
     except Exception as error:
         log.exception("a message cannot be sent")
         text = f"the {message['event']} of this command cannot be sent: {type(error).__name__}: {error}"
-        plain = {"id": message["id"], "event": "error", "code": InternalError.code, "message": text, "details": []}
-        return codec.encode(plain | {"seq": message["seq"]})
+        return codec.encode(_error(message["id"], InternalError(text)) | {"seq": message["seq"]})
+
+
+def _error(message_id: MessageId | None, error: LatentwireError) -> dict[str, Any]:
+    return {
+        "id": message_id,
+        "event": "error",
+        "code": error.code,
+        "message": error.message,
+        "details": error.details,
+    }
 
 
 def _too_long(message_id: MessageId) -> bool:
