@@ -11,60 +11,108 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .client import RemoteError, connect, connect_sync
+    from .core.adapters import Adapter, LowRank
     from .core.build import PipelineBuild, PipelineCall
     from .core.commands import CommandContext
-    from .core.errors import InvalidParams, LatentwireError, PluginError
-    from .core.hookspecs import BuildContext, CallContext, ImageContext, StepContext, hookimpl
+    from .core.errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, PluginError
+    from .core.events import Event, JobEvent, Picture, Subscribed
+    from .core.families import control_image_argument
+    from .core.hookspecs import BuildContext, CallContext, ClientContext, ImageContext, StepContext, hookimpl
     from .core.host import Host
+    from .core.images import encode
+    from .core.model_store import read_module
+    from .core.pictures import Resize, read_picture, resized
     from .core.registry import PluginRegistry
-    from .core.requests import GenerateRequest, Strict
+    from .core.requests import GenerateRequest, ImageInput, Strict, Whole
     from .core.settings import Settings, load_settings
+    from .core.shelf import Loaded
+    from .core.weights import read_weights
 
 # Where each public name lives; it is imported when first asked for, so that a client or `--help` stays light.
 _HOME = {
+    "Adapter": "core.adapters",
     "BuildContext": "core.hookspecs",
     "CallContext": "core.hookspecs",
+    "ClientContext": "core.hookspecs",
     "CommandContext": "core.commands",
+    "Event": "core.events",
     "GenerateRequest": "core.requests",
     "Host": "core.host",
     "ImageContext": "core.hookspecs",
+    "ImageInput": "core.requests",
+    "InUse": "core.errors",
     "InvalidParams": "core.errors",
+    "JobEvent": "core.events",
     "LatentwireError": "core.errors",
+    "Loaded": "core.shelf",
+    "LowRank": "core.adapters",
+    "ModelLoadError": "core.errors",
+    "NotLoaded": "core.errors",
+    "Picture": "core.events",
     "PipelineBuild": "core.build",
     "PipelineCall": "core.build",
     "PluginError": "core.errors",
     "PluginRegistry": "core.registry",
     "RemoteError": "client",
+    "Resize": "core.pictures",
     "Settings": "core.settings",
     "StepContext": "core.hookspecs",
     "Strict": "core.requests",
+    "Subscribed": "core.events",
+    "Whole": "core.requests",
     "connect": "client",
     "connect_sync": "client",
+    "control_image_argument": "core.families",
+    "encode": "core.images",
     "hookimpl": "core.hookspecs",
     "load_settings": "core.settings",
+    "read_module": "core.model_store",
+    "read_picture": "core.pictures",
+    "read_weights": "core.weights",
+    "resized": "core.pictures",
 }
 
 __all__ = [
+    "Adapter",
     "BuildContext",
     "CallContext",
+    "ClientContext",
     "CommandContext",
+    "Event",
     "GenerateRequest",
     "Host",
     "ImageContext",
+    "ImageInput",
+    "InUse",
     "InvalidParams",
+    "JobEvent",
     "LatentwireError",
+    "Loaded",
+    "LowRank",
+    "ModelLoadError",
+    "NotLoaded",
+    "Picture",
     "PipelineBuild",
     "PipelineCall",
     "PluginError",
     "PluginRegistry",
     "RemoteError",
+    "Resize",
     "Settings",
     "StepContext",
     "Strict",
+    "Subscribed",
+    "Whole",
     "connect",
     "connect_sync",
+    "control_image_argument",
+    "encode",
     "hookimpl",
     "load_settings",
+    "read_module",
+    "read_picture",
+    "read_weights",
+    "resized",
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 
 from latentwire import Host, Settings
-from latentwire.core.build import PipelineBuild, assemble
+from latentwire.core.build import PipelineBuild, assemble, pipeline_class
 from latentwire.server.app import create_app
 from latentwire.server.serve import server_config
 
@@ -40,9 +40,8 @@ def plain_pipeline(host: Host) -> Any:
     build = PipelineBuild(model, host.settings.defaults.scheduler, host.store.dtype_of(model))
     lease = host.store.lease(build)
     modules = {name: _without_gates(module) for name, module in lease.components.items()}
-    pipeline = assemble(
-        lease.card.family, "text2img", modules, host.registry.schedulers["ddim"](lease.card.scheduler_config)
-    )
+    scheduler = host.registry.schedulers["ddim"](lease.card.scheduler_config)
+    pipeline = assemble(pipeline_class(lease.card.family, build), modules, scheduler)
     host.store.release(lease)
     return pipeline
 

@@ -21,7 +21,9 @@ class BatchSpec:
     Attributes:
         rows: The argument whose first dimension counts the rows.
         scalars: Arguments given once a call that the module also takes as one value a row.
-        zero_filled: Tensor arguments whose absence means zeros.
+        factors: Arguments given once a call that scale the output, so that the module takes one value a row as well,
+            shaped `(rows, 1, 1, 1)`; not in guess mode, which makes others of them.
+        zero_filled: Tensor arguments whose absence means zeros; where the first one is `nothing`, all are left out.
         prepares: It makes a run ready for a denoising step, so the engine lets it go before those who are ready.
         bucketed: In mode reproducible it runs at a fixed number of rows. The others run each call alone.
         most_rows: More than so many rows in one forward gain nothing and cost memory.
@@ -29,6 +31,7 @@ class BatchSpec:
 
     rows: str
     scalars: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()
     zero_filled: tuple[str, ...] = ()
     prepares: bool = False
     bucketed: bool = False
@@ -43,8 +46,13 @@ SPECS: dict[str, BatchSpec] = {
         zero_filled=("down_block_additional_residuals", "mid_block_additional_residual"),
         bucketed=True,
     ),
-    "ControlNetModel": BatchSpec(rows="sample", scalars=("timestep",), prepares=True, bucketed=True),
+    "SD3Transformer2DModel": BatchSpec(rows="hidden_states", bucketed=True),
+    "ControlNetModel": BatchSpec(
+        rows="sample", scalars=("timestep",), factors=("conditioning_scale",), prepares=True, bucketed=True
+    ),
     "CLIPTextModel": BatchSpec(rows="input_ids", prepares=True),
+    "CLIPTextModelWithProjection": BatchSpec(rows="input_ids", prepares=True),
+    "T5EncoderModel": BatchSpec(rows="input_ids", prepares=True),
     "Encoder": BatchSpec(rows="sample", prepares=True, most_rows=4),
     "Decoder": BatchSpec(rows="sample", most_rows=4),
 }
@@ -92,11 +100,16 @@ class Batcher:
         leaves: dict[str, list[Any]] = {}
         key: list[Any] = []
         filled: list[Any] = []
+        silent = self.spec.zero_filled if _is_nothing(arguments, self.spec) else ()
+        # in half precision a factor of a row would be rounded, and one of the whole call is not
+        factors = self.spec.factors if first.dtype == torch.float32 and not arguments.get("guess_mode") else ()
         for name, value in arguments.items():
-            if value is None:
+            if value is None or name in silent:
                 continue
             if name in self.spec.scalars:
                 value = torch.as_tensor(value, dtype=torch.float32, device=first.device).expand(rows)
+            elif name in factors:
+                value = torch.as_tensor(value, dtype=torch.float32, device=first.device).expand(rows, 1, 1, 1)
             leaves[name], structures[name] = pytree.tree_flatten(value)
             if not all(_may_merge(leaf, rows) for leaf in leaves[name]):
                 return None
@@ -117,6 +130,17 @@ class Batcher:
             ]
             merged[name] = pytree.tree_unflatten(leaves, model.structures[name])
         return merged
+
+
+def nothing(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """Zeros of a shape, in the memory of one; a merged forward that is given them need not add them."""
+    return like.new_zeros(()).expand(tuple(shape))
+
+
+def _is_nothing(arguments: dict[str, Any], spec: BatchSpec) -> bool:
+    """Whether the first of the zero-filled arguments is given and made of `nothing`."""
+    leaves = pytree.tree_leaves(arguments.get(spec.zero_filled[0])) if spec.zero_filled else []
+    return bool(leaves) and all(isinstance(leaf, torch.Tensor) and not any(leaf.stride()) for leaf in leaves)
 
 
 def split(output: Any, rows: Sequence[int]) -> list[Any]:

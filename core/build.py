@@ -4,29 +4,41 @@ Two equal builds share all their modules. Building reads no disk: `assemble` put
 fresh scheduler into an ordinary diffusers pipeline, which then belongs to one picture alone.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import diffusers
 
-Task = Literal["text2img"]
-
-# family -> task -> pipeline class; the family is the class that the model's own index names
-PIPELINES: dict[str, dict[Task, str]] = {
-    "StableDiffusionPipeline": {"text2img": "StableDiffusionPipeline"},
-}
+from .errors import InvalidParams
+from .families import FAMILIES, Task
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineBuild:
-    """The parts of a pipeline: names and numbers, no modules. Plugins change it in `modify_build`."""
+    """The parts of a pipeline: names and numbers, no modules. Plugins change it in `modify_build`.
+
+    Attributes:
+        controlnets: Names of loaded ControlNets, in the order of the call's control images.
+        adapters: Names of loaded adapters (LoRAs) with their weights; what they add is summed.
+    """
 
     model: str
     scheduler: str
     dtype: str
     task: Task = "text2img"
+    controlnets: tuple[str, ...] = ()
+    adapters: tuple[tuple[str, float], ...] = ()
+
+    def with_controlnets(self, *names: str) -> Self:
+        """The same build with more ControlNets."""
+        return replace(self, controlnets=(*self.controlnets, *names))
+
+    def with_adapters(self, *adapters: tuple[str, float]) -> Self:
+        """The same build with more adapters, each a name and its weight."""
+        return replace(self, adapters=(*self.adapters, *adapters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,7 @@ class PipelineCall:
         return replace(self, extra=MappingProxyType({**self.extra, **arguments}))
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for the pipeline, all but the generator."""
+        """Keyword arguments for the pipeline, all but the generator; those that say None are its own defaults."""
         return {
             **self.extra,
             "prompt": self.prompt,
@@ -64,9 +76,42 @@ class PipelineCall:
         }
 
 
-def assemble(family: str, task: Task, components: Mapping[str, Any], scheduler: Any) -> Any:
-    """A diffusers pipeline of shared modules and its own scheduler; costs well under a millisecond."""
-    pipeline_class = getattr(diffusers, PIPELINES[family][task])
-    pipeline = pipeline_class(**components, scheduler=scheduler, requires_safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def pipeline_class(family: str, build: PipelineBuild) -> type[Any]:
+    """The diffusers pipeline for a build of a model of this family.
+
+    Raises:
+        InvalidParams: the family cannot do it.
+    """
+    row = FAMILIES[family]
+    table = row.controlnet_pipelines if build.controlnets else row.pipelines
+    if build.task not in table:
+        what = f"{build.task} with a ControlNet" if build.controlnets else build.task
+        message = f"model {build.model!r} ({family}) cannot do {what} on this host"
+        raise InvalidParams(message, [{"path": ["model"], "message": message, "got": build.model}])
+    found: type[Any] = getattr(diffusers, table[build.task])
+    return found
+
+
+def assemble(
+    pipeline: type[Any],
+    components: Mapping[str, Any],
+    scheduler: Any,
+    controlnets: Sequence[Any] = (),
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """A diffusers pipeline of shared modules and its own scheduler; costs about a millisecond.
+
+    Args:
+        pipeline: Its class.
+        components: By name; those that the class does not know are left out, those that are missing are None.
+        options: The model's own arguments for the class, such as `force_zeros_for_empty_prompt`.
+    """
+    given: dict[str, Any] = {"requires_safety_checker": False, **options, **components, "scheduler": scheduler}
+    if controlnets:
+        given["controlnet"] = controlnets[0] if len(controlnets) == 1 else list(controlnets)
+    parameters = inspect.signature(pipeline.__init__).parameters.values()
+    named = [p for p in parameters if p.name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD]
+    wanted = {p.name: given.get(p.name) for p in named if p.name in given or p.default is inspect.Parameter.empty}
+    made = pipeline(**wanted)
+    made.set_progress_bar_config(disable=True)
+    return made

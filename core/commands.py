@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from .describe import describe
 from .errors import InvalidParams, JobCancelled
-from .events import Accepted, Event
+from .events import Accepted, Event, StateChanged, Subscribed
+from .image_store import image_id
 from .jobs import Job
 from .registry import PluginRegistry
 from .requests import GenerateRequest, Strict
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Params = TypeVar("Params", bound=BaseModel)
 
+STATE_PERIOD_S = 0.1  # at most so often
 MAX_DETAILS = 20  # of one error; a message may have a wrong entry for each of its bytes
 
 
@@ -42,6 +44,18 @@ class CancelParams(Strict):
     """Which job to cancel."""
 
     job: str = Field(description="from the accepted event")
+
+
+class UnsubscribeParams(Strict):
+    """Which subscription to end."""
+
+    subscription: str = Field(description="from the subscribed event")
+
+
+class ImagesPutParams(Strict):
+    """A picture to keep."""
+
+    data: bytes = Field(description="a PNG, JPEG or WebP file")
 
 
 async def generate(context: CommandContext, request: GenerateRequest) -> dict[str, Any]:
@@ -86,7 +100,44 @@ async def jobs(context: CommandContext, params: NoParams) -> dict[str, Any]:
 
 async def pipeline_state(context: CommandContext, params: NoParams) -> dict[str, Any]:
     """Tell what is loaded and what the engine is doing."""
+    return pipeline_state_of(context.host)
+
+
+async def pipeline_subscribe(context: CommandContext, params: NoParams) -> dict[str, Any]:
+    """Send the state of the pipeline now and whenever it changes, until unsubscribed."""
     host = context.host
+    told: dict[str, Any] | None = None
+    with host.subscriptions.open(context.client) as subscription:
+        host.state_subscriptions.add(subscription)
+        try:
+            context.emit(Subscribed(subscription.id))
+            subscription.wake()
+            while await subscription.wait():
+                state = pipeline_state_of(host)
+                news = {name: value for name, value in state.items() if name != "engine"}  # its counters never rest
+                if news != told:
+                    context.emit(StateChanged(state))
+                    told = news
+                await subscription.pause(STATE_PERIOD_S)
+        finally:
+            host.state_subscriptions.discard(subscription)
+    return {"subscription": subscription.id}
+
+
+async def unsubscribe(context: CommandContext, params: UnsubscribeParams) -> dict[str, Any]:
+    """End a subscription of this client; its own command then ends with its result."""
+    context.host.subscriptions.end(params.subscription, context.client)
+    return {"subscription": params.subscription}
+
+
+async def images_put(context: CommandContext, params: ImagesPutParams) -> dict[str, Any]:
+    """Keep a picture for requests to name by its id."""
+    picture = await asyncio.to_thread(context.host.picture, params.data)
+    return {"image": image_id(params.data), "width": picture.width, "height": picture.height}
+
+
+def pipeline_state_of(host: "Host") -> dict[str, Any]:
+    """What `pipeline.state` gives."""
     model = host.settings.defaults.model
     figures = host.engine.figures
     return {
@@ -97,6 +148,8 @@ async def pipeline_state(context: CommandContext, params: NoParams) -> dict[str,
         "device": str(host.device),
         "dtype": host.store.dtype_of(model),
         "components": host.store.loaded(),
+        "controlnets": host.store.brought("controlnet"),
+        "adapters": host.store.brought("adapter"),
         "engine": {
             "jobs": len(host.jobs.all()),
             "runs": host.engine.running,
@@ -104,6 +157,8 @@ async def pipeline_state(context: CommandContext, params: NoParams) -> dict[str,
             "forwards": figures.forwards,
             "calls": figures.calls,
             "rows": figures.rows,
+            "loads": host.store.shelf.loads,
+            "hits": host.store.shelf.hits,
         },
     }
 
@@ -160,6 +215,9 @@ def register_core(registry: PluginRegistry, request_model: type[GenerateRequest]
     registry.add_command("cancel", CancelParams, cancel)
     registry.add_command("jobs", NoParams, jobs)
     registry.add_command("pipeline.state", NoParams, pipeline_state)
+    registry.add_command("pipeline.subscribe", NoParams, pipeline_subscribe)
+    registry.add_command("unsubscribe", UnsubscribeParams, unsubscribe)
+    registry.add_command("images.put", ImagesPutParams, images_put)
     registry.add_command("plugins.list", NoParams, plugins_list)
     registry.add_command("models.list", NoParams, models_list)
     registry.add_command("describe", NoParams, describe_host)
@@ -193,4 +251,4 @@ def _detail(model: type[BaseModel], problem: Any) -> dict[str, Any]:
 
 
 # pydantic names the branch of a union in an error's path; no client knows those names
-_UNION_BRANCHES = {"int", "constrained-int", "list[constrained-int]"}
+_UNION_BRANCHES = {"int", "constrained-int", "list[constrained-int]", "bytes", "str"}

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import TypeAdapter
 
 from . import errors
-from .events import EVENTS
 from .requests import Mode
 
 if TYPE_CHECKING:
@@ -27,10 +26,13 @@ def describe(host: "Host") -> dict[str, Any]:
                 "latest_wins": event.latest_wins,
                 "schema": TypeAdapter(event).json_schema(),
             }
-            for name, event in EVENTS.items()
+            for name, event in registry.events.items()
         },
         "errors": error_codes(),
         "schedulers": sorted(registry.schedulers),
+        "preprocessors": {
+            name: entry.options.model_json_schema() for name, entry in sorted(registry.preprocessors.items())
+        },
         "modes": list(get_args(Mode)),
         "models": host.store.names(),
     }

@@ -17,14 +17,17 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
 
+from .adapters import Weighted, added
 from .batching import split
 from .errors import HostClosing, InternalError, LatentwireError
-from .gates import RunGreenlet, Waiting
+from .gates import Gate, RunGreenlet, Waiting
 from .requests import Mode
 
 log = logging.getLogger(__name__)
@@ -41,11 +44,13 @@ class Run:
         mode: How its forwards may be shared.
         call: Makes the call; on the engine's thread, inside a greenlet.
         done: Is given the call's return value, or what it raised; on the engine's thread, so be quick.
+        adapters: What its forwards add to the shared modules'.
     """
 
     mode: Mode
     call: Callable[[], Any]
     done: Callable[[Any, BaseException | None], None]
+    adapters: Sequence[Weighted] = ()
     _greenlet: RunGreenlet | None = field(default=None, repr=False)
     _waiting: Waiting | None = field(default=None, repr=False)
     _stop: LatentwireError | None = field(default=None, repr=False)
@@ -63,6 +68,7 @@ class EngineFigures:
     forwards: int = 0
     calls: int = 0
     rows: int = 0
+    seconds: float = 0.0  # spent in forwards
 
 
 class Engine:
@@ -170,7 +176,7 @@ class Engine:
                 chosen.append(run)
                 group.append(other.parts)
                 rows += other.parts.rows
-        return chosen
+        return sorted(chosen, key=lambda run: [(id(adapter), weight) for adapter, weight in run.adapters])
 
     def _next_run(self) -> Run:
         """Whose turn it is."""
@@ -186,14 +192,16 @@ class Engine:
         """Run one forward for all of `runs`, and each on to its next gate."""
         calls = [run._waiting for run in runs if run._waiting is not None]
         failure: BaseException | None = None
+        begin = perf_counter()
         try:
-            outputs = self._forward(runs[0].mode, calls)
+            outputs = self._forward(runs, calls)
         except BaseException as error:
             if len(runs) == 1:
                 log.warning("a forward failed", exc_info=True)
             # go on outside of this block and without the frames: they hold the failed forward's tensors
             failure = error.with_traceback(None)
         if failure is None:
+            self.figures.seconds += perf_counter() - begin
             self.figures.forwards += 1
             self.figures.calls += len(calls)
             self.figures.rows += sum(call.parts.rows for call in calls if call.parts)
@@ -205,15 +213,23 @@ class Engine:
         else:
             self._resume(runs[0], error=failure)
 
-    def _forward(self, mode: Mode, calls: Sequence[Waiting]) -> list[Any]:
+    def _forward(self, runs: Sequence[Run], calls: Sequence[Waiting]) -> list[Any]:
         parts = [call.parts for call in calls if call.parts is not None]
-        rows = sum(part.rows for part in parts)
-        batcher = calls[0].gate.batcher
-        padded = mode == "reproducible" and calls[0].spec.bucketed and bool(parts)
-        if batcher is None or (len(calls) == 1 and not padded):
-            return [call.run() for call in calls]
-        arguments = batcher.put_together(parts, max(rows, self._bucket) if padded else rows)
-        return split(calls[0].gate.forward(**arguments), [part.rows for part in parts])
+        rows = [part.rows for part in parts]
+        gate = calls[0].gate
+        padded = runs[0].mode == "reproducible" and gate.spec.bucketed and bool(parts)
+        if gate.batcher is None or (len(calls) == 1 and not padded):
+            with _adapters_of(gate, [(1, runs[0].adapters)]):
+                return [call.run() for call in calls]
+        total = max(sum(rows), self._bucket) if padded else sum(rows)
+        arguments = gate.batcher.put_together(parts, total)
+        groups = [(count, run.adapters) for count, run in zip(rows, runs, strict=True)]
+        if total > sum(rows):
+            groups.append((total - sum(rows), ()))
+        if runs[0].mode == "fast":  # neighbours with equal adapters are one group; the others stay for themselves
+            groups = _joined(groups)
+        with _adapters_of(gate, groups):
+            return split(gate.forward(**arguments), rows)
 
     def _resume(self, run: Run, value: Any = None, error: BaseException | None = None) -> None:
         """Let a run go on to its next gate, or to its end."""
@@ -244,3 +260,19 @@ class Engine:
                 return
             except BaseException:
                 log.exception("a run's end could not be told")
+
+
+def _adapters_of(gate: Gate, groups: Sequence[tuple[int, Sequence[Weighted]]]) -> AbstractContextManager[None]:
+    """The rows' adapters, added to a gate's layers for one forward."""
+    return added(gate.component, gate.layers, groups) if any(adapters for _, adapters in groups) else nullcontext()
+
+
+def _joined(groups: Sequence[tuple[int, Sequence[Weighted]]]) -> list[tuple[int, Sequence[Weighted]]]:
+    """Neighbouring groups of equal adapters as one."""
+    joined: list[tuple[int, Sequence[Weighted]]] = []
+    for count, adapters in groups:
+        if joined and joined[-1][1] == adapters:
+            joined[-1] = (joined[-1][0] + count, adapters)
+        else:
+            joined.append((count, adapters))
+    return joined

@@ -9,9 +9,13 @@
     │   └── DuplicateId             duplicate_id            the id is still in use on this connection
     ├── SettingsError               bad_settings            plugins.toml, environment or command line are wrong
     ├── PluginError                 plugin_failed           a plugin raised; names the plugin and the hook
+    ├── UnknownSubscription         unknown_subscription    the caller has no such subscription
     ├── ModelError
     │   ├── UnknownModel            unknown_model           no configured model has the name
-    │   └── ModelLoadError          model_load_failed       the files are missing, broken or not allowed
+    │   ├── ModelLoadError          model_load_failed       the files are missing, broken or not allowed
+    │   ├── NotLoaded               not_loaded              no loaded ControlNet or adapter has the name
+    │   └── InUse                   in_use                  a job still uses what shall be unloaded
+    ├── UnknownImage                unknown_image           no uploaded or made picture has the id
     ├── JobError
     │   ├── UnknownJob              unknown_job             the caller has no such job
     │   ├── TooManyJobs             too_many_jobs           the client or the host has enough to do
@@ -114,6 +118,30 @@ class UnknownModel(ModelError):
 
 class ModelLoadError(ModelError):
     """A model's files are missing, broken or not allowed."""
+
+
+class NotLoaded(ModelError):
+    """No loaded ControlNet or adapter has the name."""
+
+    code = "not_loaded"
+
+
+class InUse(ModelError):
+    """A job still uses what shall be unloaded."""
+
+    code = "in_use"
+
+
+class UnknownSubscription(LatentwireError):
+    """The caller has no such subscription."""
+
+    code = "unknown_subscription"
+
+
+class UnknownImage(LatentwireError):
+    """No uploaded or made picture has the id, or no longer."""
+
+    code = "unknown_image"
 
 
 class JobError(LatentwireError):

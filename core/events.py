@@ -4,6 +4,7 @@ Life-cycle events are never lost. Events with `latest_wins` are: a newer one of 
 and kind replaces one that has not been sent yet, so a slow reader gets fewer of them, never late ones.
 """
 
+import functools
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -29,16 +30,44 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What all events of a job share: `job`, the id that the host gave it."""
+    """Something that a command tells its client before its end; plugins derive their own from it.
+
+    A field is a plain value (text, number, boolean, None, bytes, or lists and maps of them), a `Picture` or a
+    `Tensor`. Its class needs `name`, and `latest_wins` where a newer one makes an unsent older one worthless.
+    """
 
     name: ClassVar[str]
     latest_wins: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed(Event):
+    """A subscription has begun; its command runs until `unsubscribe` names this id, or the connection ends."""
+
+    name: ClassVar[str] = "subscribed"
+
+    subscription: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged(Event):
+    """What `pipeline.state` gives, as it is now; the first one comes at once."""
+
+    name: ClassVar[str] = "state"
+    latest_wins: ClassVar[bool] = True
+
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent(Event):
+    """What all events of a job share: `job`, the id that the host gave it."""
 
     job: str
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted(Event):
+class Accepted(JobEvent):
     """The request is valid and has become a job; `seeds` holds the seed of each of its pictures."""
 
     name: ClassVar[str] = "accepted"
@@ -47,7 +76,7 @@ class Accepted(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Loading(Event):
+class Loading(JobEvent):
     """A part of the model is being read: part `part` of `parts`, called `component`."""
 
     name: ClassVar[str] = "loading"
@@ -59,7 +88,7 @@ class Loading(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Started(Event):
+class Started(JobEvent):
     """The model is ready and the engine has the job; `mode` and `scheduler` are the ones in use."""
 
     name: ClassVar[str] = "started"
@@ -70,7 +99,7 @@ class Started(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Step(Event):
+class Step(JobEvent):
     """A denoising step is done.
 
     `index` is the picture within the job, from 0. `step` counts from 1 to `steps`, the scheduler's own
@@ -89,7 +118,7 @@ class Step(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Preview(Event):
+class Preview(JobEvent):
     """The picture as the model predicts it at this step."""
 
     name: ClassVar[str] = "preview"
@@ -102,7 +131,7 @@ class Preview(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Latents(Event):
+class Latents(JobEvent):
     """The noisy latents after this step, `(channels, height / 8, width / 8)`."""
 
     name: ClassVar[str] = "latents"
@@ -115,8 +144,11 @@ class Latents(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Image(Event):
-    """A picture of the job is finished, as a PNG or as final latents: whichever was asked for."""
+class Image(JobEvent):
+    """A picture of the job is finished, as a PNG or as final latents: whichever was asked for.
+
+    `id` is the picture's in the host's image store, for requests that take it as an input; null for latents.
+    """
 
     name: ClassVar[str] = "image"
 
@@ -124,18 +156,23 @@ class Image(Event):
     seed: int
     image: Picture | None
     latents: Tensor | None
+    id: str | None = None
 
 
 EVENTS: dict[str, type[Event]] = {
-    event.name: event for event in (Accepted, Loading, Started, Step, Preview, Latents, Image)
+    event.name: event for event in (Accepted, Loading, Started, Step, Preview, Latents, Image, Subscribed, StateChanged)
 }
+"""The host's own; plugins may add theirs."""
 
-_FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in (*EVENTS.values(), Picture, Tensor)}
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 def to_plain(event: Event) -> dict[str, Any]:
     """An event as a map of plain values, without its name."""
-    return {name: _plain(getattr(event, name)) for name in _FIELDS[type(event)]}
+    return {name: _plain(getattr(event, name)) for name in _names(type(event))}
 
 
 def from_plain(name: str, values: dict[str, Any]) -> Event:
@@ -145,7 +182,7 @@ def from_plain(name: str, values: dict[str, Any]) -> Event:
         KeyError: `name` is no event of this version.
     """
     kind = EVENTS[name]
-    known = {key: value for key, value in values.items() if key in _FIELDS[kind]}
+    known = {key: value for key, value in values.items() if key in _names(kind)}
     if known.get("image"):
         known["image"] = Picture(**known["image"])
     if known.get("latents"):
@@ -155,5 +192,5 @@ def from_plain(name: str, values: dict[str, Any]) -> Event:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Picture | Tensor):
-        return {name: getattr(value, name) for name in _FIELDS[type(value)]}
+        return {name: getattr(value, name) for name in _names(type(value))}
     return value

@@ -5,32 +5,121 @@ from anywhere but a run (a test, a plain pipeline, a worker thread) the gate is 
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
 
-from .batching import SPECS, Batcher, BatchSpec, Parts
+from .batching import SPECS, Batcher, BatchSpec, Parts, nothing
 
 
 class RunGreenlet(greenlet):
-    """The greenlet that one run's pipeline call lives in; its parent is the engine's loop."""
+    """The greenlet that one run's pipeline call lives in; its parent is the engine's loop.
+
+    `memory` keeps what a gate need not compute twice in one run.
+    """
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        super().__init__(run)
+        self.memory: dict[Any, Any] = {}
 
 
 class Gate:
-    """Stands in for one module's forward."""
+    """Stands in for one module's forward.
 
-    def __init__(self, module: nn.Module) -> None:
+    Args:
+        module: The module.
+        component: What the pipeline calls it, by which adapters find their layers; a half of an autoencoder is `vae`.
+    """
+
+    def __init__(self, module: nn.Module, component: str = "") -> None:
         self.forward: Callable[..., Any] = module.forward
+        self.component = component
         self.spec = SPECS.get(type(module).__name__, BatchSpec(rows=""))
         self.batcher = Batcher(self.spec, self.forward) if self.spec.rows else None
+        self._module = module
+
+    @functools.cached_property
+    def layers(self) -> dict[str, nn.Module]:
+        """The module's layers by name."""
+        return dict(self._module.named_modules())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         current = getcurrent()
         if isinstance(current, RunGreenlet) and current.parent is not None:
-            return current.parent.switch(Waiting(self, args, kwargs))
+            return self.wait(current, args, kwargs)
         return self.forward(*args, **kwargs)
+
+    def wait(self, run: RunGreenlet, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Hand a run's call to the engine; what comes back is its output."""
+        assert run.parent is not None
+        return run.parent.switch(Waiting(self, args, kwargs))
+
+
+class ControlNetGate(Gate):
+    """Spares a ControlNet what cannot change its output: hints embedded again, and forwards at scale 0.
+
+    It also lets a ControlNet have a dtype of its own.
+    """
+
+    def __init__(self, module: Any, component: str = "") -> None:
+        super().__init__(module, component)
+        self._net = module
+        self._signature = inspect.signature(self.forward)
+        self._embed = module.controlnet_cond_embedding.forward
+        module.controlnet_cond_embedding.forward = self._embed_once
+
+    def wait(self, run: RunGreenlet, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = self._signature.bind(*args, **kwargs).arguments
+        sample, as_tuple = call["sample"], call.get("return_dict") is False
+        if as_tuple and call.get("conditioning_scale") == 0:
+            return self._silence(sample)
+        call = {name: self._cast(value) for name, value in call.items()}
+        if self._net.config.controlnet_conditioning_channel_order == "rgb":  # the other order is turned in the forward
+            call["controlnet_cond"] = self._embedded(run, call["controlnet_cond"])
+        output = super().wait(run, (), call)
+        if self._net.dtype == sample.dtype or not as_tuple:
+            return output
+        down, mid = output
+        return [residual.to(sample.dtype) for residual in down], mid.to(sample.dtype)
+
+    def _cast(self, value: Any) -> Any:
+        """Tensors of another floating dtype in the ControlNet's own."""
+        if isinstance(value, dict):
+            return {name: self._cast(part) for name, part in value.items()}
+        wrong = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != self._net.dtype
+        return value.to(self._net.dtype) if wrong and value.dim() else value
+
+    def _embedded(self, run: RunGreenlet, hint: torch.Tensor) -> torch.Tensor:
+        """The hint's embedding; the pipeline gives the same tensor at each step."""
+        known = run.memory.get((self, id(hint)))
+        if known is None:
+            known = run.memory[self, id(hint)] = (hint, self._embed(hint))  # the hint itself keeps its id taken
+        return known[1]
+
+    def _embed_once(self, conditioning: torch.Tensor) -> torch.Tensor:
+        """In the ControlNet's forward: leave alone what is embedded already."""
+        channels = self._net.config.block_out_channels[0]
+        if conditioning.shape[1] == channels != self._net.config.conditioning_channels:
+            return conditioning
+        embedded: torch.Tensor = self._embed(conditioning)
+        return embedded
+
+    def _silence(self, sample: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The residuals at scale 0, without a forward."""
+        rows, _, height, width = sample.shape
+        channels = self._net.config.block_out_channels
+        shapes = [(rows, channels[0], height, width)]
+        for block, wide in zip(self._net.down_blocks, channels, strict=True):
+            shapes += [(rows, wide, height, width)] * len(block.resnets)
+            if block.downsamplers is not None:
+                height, width = (height + 1) // 2, (width + 1) // 2
+                shapes.append((rows, wide, height, width))
+        # the last one is dense: several ControlNets add theirs to it in place
+        return [nothing(shape, sample) for shape in shapes], sample.new_zeros((rows, channels[-1], height, width))
 
 
 class Waiting:
@@ -53,11 +142,12 @@ class Waiting:
         return self.gate.forward(*self.args, **self.kwargs)
 
 
-def install_gate(module: nn.Module) -> None:
+def install_gate(module: nn.Module, component: str = "") -> None:
     """Put a gate before the module's forward, once."""
     if isinstance(getattr(module.forward, "__wrapped_gate__", None), Gate):
         return
-    gate = Gate(module)
+    kind = ControlNetGate if type(module).__name__ == "ControlNetModel" else Gate
+    gate = kind(module, component)
 
     @functools.wraps(gate.forward)  # keeps the signature, which pipelines inspect
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
     from .build import PipelineBuild, PipelineCall
+    from .events import Event
+    from .host import Host
     from .registry import PluginRegistry
     from .requests import GenerateRequest
 
@@ -27,8 +29,13 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @dataclass(slots=True)
 class BuildContext:
-    """For `modify_build`. Change the pipeline's parts with `context.build = replace(context.build, ...)`."""
+    """For `modify_build`. Change the pipeline's parts with `context.build = replace(context.build, ...)`.
 
+    `client` is who asked, as in `CommandContext`.
+    """
+
+    host: "Host"
+    client: str
     job: str
     request: "GenerateRequest"
     build: "PipelineBuild"
@@ -45,9 +52,11 @@ class CallContext:
     """For `modify_call`. Change the call with `context.call = replace(context.call, ...)` or `.with_extra(...)`.
 
     `index` is the picture within the job, from 0. `components` are the shared modules by name (`unet`,
-    `text_encoder`, ...): to look at, never to change.
+    `text_encoder`, ...): to look at, never to change. `emit` sends an event of the job to its client.
     """
 
+    host: "Host"
+    emit: "Callable[[Event], None]"
     job: str
     index: int
     request: "GenerateRequest"
@@ -121,6 +130,13 @@ class ImageContext:
             _check_type(f"metadata[{key!r}]", value, str)
 
 
+@dataclass(frozen=True, slots=True)
+class ClientContext:
+    """For `client_left`: the client that is gone, by the id that `CommandContext.client` gave."""
+
+    client: str
+
+
 def _check_type(name: str, value: Any, wanted: type) -> None:
     if not isinstance(value, wanted):
         raise TypeError(f"context.{name} must be a {wanted.__name__}, got {value!r:.80}")
@@ -152,3 +168,7 @@ class HookSpecs:
     @hookspec
     def image_finished(self, context: ImageContext) -> None:
         """Once a finished picture, before it is encoded (worker thread); not for output_type latent."""
+
+    @hookspec
+    def client_left(self, context: ClientContext) -> None:
+        """Once a connection, after its end (main thread: do not block); forget what was kept for the client."""

@@ -5,22 +5,29 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image as PILImage
 
 from .commands import CommandContext, register_core, validate
 from .engine import Engine
 from .errors import HostClosing, InternalError, LatentwireError, PluginError, SettingsError, UnknownCommand
-from .events import Event
+from .events import EVENTS, Event
+from .files import find
+from .hookspecs import ClientContext
+from .image_store import ImageStore
 from .jobs import JobTable
 from .model_store import ModelStore
+from .pictures import read_picture
 from .plugin_host import PluginHost
 from .registry import PluginRegistry, Registry, nearest
 from .requests import GenerateRequest, request_model
 from .runner import Runner
 from .schedulers import diffusers_schedulers
 from .settings import Settings
+from .subscriptions import Subscription, Subscriptions
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +47,7 @@ class Host:
         self.registry = Registry()
         core = PluginRegistry(CORE)
         core.schedulers.update(diffusers_schedulers())
+        core.events.update(EVENTS)
         register_core(core, GenerateRequest)
         self.registry.merge(core)
         self.plugins = PluginHost(self.registry)
@@ -50,10 +58,14 @@ class Host:
         if settings.defaults.scheduler not in self.registry.schedulers:
             known = ", ".join(sorted(self.registry.schedulers))
             raise SettingsError(f"defaults.scheduler is {settings.defaults.scheduler!r}; schedulers: {known}")
-        self.store = ModelStore(settings.models, self.device)
+        self.subscriptions = Subscriptions()
+        self.state_subscriptions: set[Subscription] = set()
+        memory = settings.engine.memory_mib
+        self.store = ModelStore(settings.models, self.device, memory and memory << 20, self.state_changed)
+        self.images = ImageStore(settings.limits.images_mib << 20)
         self.engine = Engine(settings.engine.max_batch_rows, settings.engine.reproducible_rows)
         self.jobs = JobTable(settings.limits)
-        self.runner = Runner(settings, self.registry, self.plugins, self.store, self.engine)
+        self.runner = Runner(self)
         self.closing = False
         self.ready = False
 
@@ -90,6 +102,34 @@ class Host:
                 message = f"plugin {entry.plugin!r} failed in command {command}: {problem}"
                 raise PluginError(message, plugin=entry.plugin) from error
             raise InternalError(f"{command} failed: {problem}") from error
+
+    def picture(self, image: bytes | str) -> PILImage:
+        """The pixels (RGB) of a request's picture: a file's bytes, or the id of one in `images`; in a worker thread.
+
+        Raises:
+            InvalidParams: it is no PNG, JPEG or WebP, broken, or too large.
+            UnknownImage: there is no picture with the id.
+        """
+        data = self.images.get(image) if isinstance(image, str) else image
+        picture = read_picture(data, self.settings.limits.input_pixels)
+        self.images.put(data)  # so that its id, which stands in the PNG's metadata, can be used
+        return picture
+
+    def find_file(self, name: str, field: str = "path") -> Path:
+        """The file or folder of weights that a client means; in a worker thread. See `files.find`."""
+        return find(self.settings.files, name, field)
+
+    def state_changed(self) -> None:
+        """Let those who subscribed to `pipeline.state` have a look; from any thread."""
+        for subscription in list(self.state_subscriptions):
+            subscription.wake()
+
+    def client_left(self, client: str) -> None:
+        """Let plugins forget a client whose connection has ended; on the event loop."""
+        try:
+            self.plugins.call("client_left", ClientContext(client))
+        except LatentwireError:
+            log.exception("a plugin could not forget client %s", client)
 
     def warm_up(self) -> None:
         """Load the default model and run two steps through it, so that the first client waits for nothing."""

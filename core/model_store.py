@@ -1,29 +1,32 @@
-"""The model store: every component is loaded once, in the caller's worker thread, and shared.
+"""The model store: every component, ControlNet and adapter is loaded once, in the caller's worker thread, and shared.
 
-A lease counts its components as in use until it is released. Weights come from safetensors files in a
-model's own folder and from nowhere else.
+A lease counts what it holds as in use until it is released. Weights come from safetensors files in the configured
+folders and from nowhere else.
 """
 
+import itertools
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
 import transformers
 
-from .build import PIPELINES, PipelineBuild
-from .errors import ModelLoadError, UnknownModel
+from .adapters import Adapter, Weighted
+from .build import PipelineBuild
+from .errors import InvalidParams, LatentwireError, ModelLoadError, NotLoaded, UnknownModel
+from .families import FAMILIES, Family
 from .gates import gated_parts, install_gate
 from .previews import Previewer, TinyDecoder, factors_for
 from .settings import ModelSettings
+from .shelf import Loaded, Shelf
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +38,15 @@ PREVIEWER_FOLDER = "previewer"
 # One load at a time: accelerate, which both libraries load with, swaps a method of nn.Module for the whole process.
 LOADING = threading.Lock()
 
+Kind = Literal["controlnet", "adapter"]
+"""What can be brought to a model's own components."""
+
 Progress = Callable[[str, int, int], None]
 """Is told a component's name, its place among all, from 1, and how many there are."""
+
+
+def no_progress(component: str, part: int, parts: int) -> None:
+    """For those who wait for nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,28 +57,56 @@ class ModelCard:
     folder: Path
     family: str
     parts: Mapping[str, tuple[str, str]]  # component -> (library, class)
+    configs: Mapping[str, Mapping[str, Any]]  # of the denoiser and the autoencoder, by component
     scheduler_config: Mapping[str, Any]
+    options: Mapping[str, Any]  # the model's own arguments for the pipeline's class
     defaults: Mapping[str, Any]  # of requests, from latentwire.json
     description: str
     size: int  # pixels of a side, what the model was trained on
 
+    @property
+    def row(self) -> Family:
+        """The model's family."""
+        return FAMILIES[self.family]
+
+    @property
+    def denoiser_config(self) -> Mapping[str, Any]:
+        """The configuration of the UNet or transformer."""
+        return self.configs[self.row.denoiser]
+
+
+@dataclass(frozen=True)
+class Brought:
+    """Something loaded by name for one model.
+
+    Attributes:
+        dtype: None: that of whatever build uses it.
+        notes: What lists show of it, plain values.
+    """
+
+    kind: Kind
+    name: str
+    model: str
+    dtype: str | None
+    notes: Mapping[str, Any]
+    load: Callable[[str], Loaded]
+    number: int
+
+    def key(self, dtype: str) -> tuple[Any, ...]:
+        """Where it is on the shelf for a build of that dtype."""
+        return (self.model, self.kind, self.name, self.dtype or dtype, self.number)
+
 
 @dataclass(frozen=True)
 class Lease:
-    """A model's components, loaded and kept until `release`."""
+    """What a build is made of, loaded and kept until `release`."""
 
     card: ModelCard
     components: Mapping[str, Any]
     previewer: Previewer
+    controlnets: tuple[Any, ...]
+    adapters: tuple[Weighted, ...]
     keys: tuple[Any, ...]
-
-
-@dataclass
-class _Slot:
-    """One component, loaded or being loaded."""
-
-    loading: Future[Any] = field(default_factory=Future)
-    leases: int = 0
 
 
 class ModelStore:
@@ -77,14 +115,24 @@ class ModelStore:
     Args:
         models: The configured models by name.
         device: Where components live.
+        budget: Bytes that everything loaded may take; None: no bound.
+        changed: Told, from any thread, when something was loaded, put away, or changed hands.
     """
 
-    def __init__(self, models: Mapping[str, ModelSettings], device: torch.device) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ModelSettings],
+        device: torch.device,
+        budget: int | None = None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._models = models
         self._device = device
         self._lock = threading.Lock()
-        self._slots: dict[Any, _Slot] = {}
         self._cards: dict[str, ModelCard] = {}
+        self._brought: dict[tuple[Kind, str], Brought] = {}
+        self._numbers = itertools.count()
+        self.shelf = Shelf(budget, changed)
 
     def names(self) -> list[str]:
         """The configured models."""
@@ -109,73 +157,180 @@ class ModelStore:
         dtype = self._models[name].dtype
         return ("float16" if self._device.type == "cuda" else "float32") if dtype == "auto" else dtype
 
-    def lease(self, build: PipelineBuild, progress: Progress = lambda *_: None) -> Lease:
-        """Get a build's components, loading what nobody has loaded yet; blocks, so not on an event loop.
+    def lease(self, build: PipelineBuild, progress: Progress = no_progress) -> Lease:
+        """Get a build's parts, loading what nobody has loaded yet; blocks, so not on an event loop.
 
         Raises:
-            UnknownModel, ModelLoadError: nothing stays leased.
+            UnknownModel, ModelLoadError, NotLoaded: nothing stays leased.
+            InvalidParams: a ControlNet or adapter was made for another model.
         """
         card = self.card(build.model)
+        named = [self._find("controlnet", name, build.model) for name in build.controlnets]
+        weighted = [(self._find("adapter", name, build.model), weight) for name, weight in build.adapters]
         keys: list[Any] = []
-        components: dict[str, Any] = {}
-        try:
-            for part, (name, (library, class_name)) in enumerate(card.parts.items(), start=1):
-                key = (card.name, name, build.dtype)
-                components[name] = self._get(
-                    key,
-                    partial(_load, card, name, library, class_name, build.dtype, self._device),
-                    partial(progress, name, part, len(card.parts)),
-                )
-                keys.append(key)
-            key = (card.name, "previewer", build.dtype)
-            previewer = self._get(key, lambda: _load_previewer(card, components["vae"]), lambda: None)
+
+        def take(key: Any, load: Callable[[], Loaded], announce: Callable[[], None] = lambda: None) -> Any:
+            value = self.shelf.take(key, load, announce)
             keys.append(key)
+            return value
+
+        try:
+            components: dict[str, Any] = {}
+            for part, name in enumerate(card.parts, start=1):
+                load = partial(self._load_component, card, name, build.dtype)
+                announce = partial(progress, name, part, len(card.parts))
+                components[name] = take((card.name, name, build.dtype), load, announce)
+            previewer = take((card.name, PREVIEWER_FOLDER), lambda: Loaded(_load_previewer(card, components["vae"])))
+            controlnets = [take(net.key(build.dtype), partial(self._load_brought, net, build.dtype)) for net in named]
+            adapters = [
+                (take(adapter.key(build.dtype), partial(self._load_brought, adapter, build.dtype)), weight)
+                for adapter, weight in weighted
+            ]
         except BaseException:
-            self._give_back(keys)
+            self.shelf.give_back(keys)
             raise
         optional = dict.fromkeys(SKIPPED - {"scheduler"})
-        return Lease(card, components | optional, previewer, tuple(keys))
+        return Lease(card, optional | components, previewer, tuple(controlnets), tuple(adapters), tuple(keys))
 
     def release(self, lease: Lease) -> None:
         """Give a lease back; call it once."""
-        self._give_back(lease.keys)
+        self.shelf.give_back(lease.keys)
 
-    def loaded(self) -> list[dict[str, Any]]:
-        """The loaded components: model, component, dtype, bytes, leases."""
+    @contextmanager
+    def leased(self, model: str, progress: Progress = no_progress) -> Iterator[Lease]:
+        """A model's own components, in its own dtype, for as long as the block runs. See `lease`."""
+        lease = self.lease(PipelineBuild(model, "", self.dtype_of(model)), progress)
+        try:
+            yield lease
+        finally:
+            self.release(lease)
+
+    def bring(
+        self,
+        kind: Kind,
+        name: str,
+        model: str,
+        load: Callable[[str], Loaded],
+        dtype: str | None = None,
+        notes: Mapping[str, Any] = {},
+    ) -> dict[str, Any]:
+        """Load something for a model and keep it under a name that builds may use; blocks.
+
+        It is loaded now, and again whenever it is needed after it had to make room, or in another dtype.
+
+        Args:
+            load: Takes a dtype's name and gives a module (a ControlNet) or an `Adapter`, in any dtype, on any device;
+                in a worker thread.
+            dtype: The one to keep it in; None: that of the build that uses it.
+            notes: Plain values that `brought` shows beside the rest.
+
+        Raises:
+            InvalidParams: the name is taken.
+            UnknownModel: there is no such model.
+            Whatever `load` raises; nothing is kept then.
+        """
+        own = self.dtype_of(model)
         with self._lock:
-            slots = dict(self._slots)
+            brought = Brought(kind, name, model, dtype, dict(notes), load, next(self._numbers))
+            if (kind, name) in self._brought:
+                message = f"a loaded {kind} is already called {name!r}; unload it, or choose another name"
+                raise InvalidParams(message, [{"path": ["name"], "message": message, "got": name}])
+            self._brought[kind, name] = brought
+        try:
+            self.shelf.take(brought.key(own), partial(self._load_brought, brought, own))
+        except BaseException:
+            with self._lock:
+                del self._brought[kind, name]
+            raise
+        self.shelf.give_back([brought.key(own)])
+        return next(row for row in self.brought(kind) if row["name"] == name)
+
+    def drop(self, kind: Kind, name: str, when_free: bool = False) -> bool:
+        """Unload what was brought under a name; False where it waits for the last job that uses it.
+
+        Raises:
+            NotLoaded: nothing has the name.
+            InUse: jobs use it, and `when_free` is false.
+        """
+        with self._lock:
+            brought = self._brought.get((kind, name))
+        if brought is None:
+            raise NotLoaded(self._not_loaded(kind, name))
+        keys = [key for key in self.shelf.contents() if key[-1:] == (brought.number,) and key[1] == kind]
+        done = self.shelf.put_away(keys, when_free)
+        with self._lock:
+            self._brought.pop((kind, name), None)
+        return done
+
+    def brought(self, kind: Kind) -> list[dict[str, Any]]:
+        """What was brought, in order: name, model, dtype, bytes, leases, and its notes."""
+        with self._lock:
+            all_of_kind = [brought for (this, _), brought in self._brought.items() if this == kind]
+        contents = self.shelf.contents()
         rows = []
-        for (model, name, dtype), slot in slots.items():
-            loaded = slot.loading.done() and slot.loading.exception() is None
-            if loaded and isinstance(slot.loading.result(), torch.nn.Module):
-                size = sum(p.nbytes for p in slot.loading.result().parameters())
-                rows.append({"model": model, "component": name, "dtype": dtype, "bytes": size, "leases": slot.leases})
+        for brought in all_of_kind:
+            mine = [entry for key, entry in contents.items() if key[-1:] == (brought.number,) and key[1] == kind]
+            rows.append(
+                {
+                    "name": brought.name,
+                    "model": brought.model,
+                    "dtype": brought.dtype or self.dtype_of(brought.model),
+                    "bytes": sum(nbytes for _, nbytes, _ in mine),
+                    "leases": sum(users for *_, users in mine),
+                    **brought.notes,
+                }
+            )
         return rows
 
-    def _get(self, key: Any, load: Callable[[], Any], announce: Callable[[], None]) -> Any:
-        """A component, loaded by whoever asks first; the others wait for that one load."""
-        with self._lock:
-            slot = self._slots.get(key)
-            mine = slot is None
-            if slot is None:
-                slot = self._slots[key] = _Slot()
-            slot.leases += 1
-        if mine:
-            announce()
-            try:
-                slot.loading.set_result(load())
-            except BaseException as error:
-                with self._lock:
-                    del self._slots[key]  # the next lease tries again
-                slot.loading.set_exception(error)
-        elif not slot.loading.done():
-            announce()
-        return slot.loading.result()
+    def loaded(self) -> list[dict[str, Any]]:
+        """The loaded components of models: model, component, dtype, bytes, leases."""
+        rows = []
+        for (model, component, *rest), (_, nbytes, users) in self.shelf.contents().items():
+            if len(rest) < 2 and nbytes:
+                dtype = rest[0] if rest else "float32"
+                rows.append({"model": model, "component": component, "dtype": dtype, "bytes": nbytes, "leases": users})
+        return rows
 
-    def _give_back(self, keys: list[Any] | tuple[Any, ...]) -> None:
+    def _find(self, kind: Kind, name: str, model: str) -> Brought:
         with self._lock:
-            for key in keys:
-                self._slots[key].leases -= 1
+            brought = self._brought.get((kind, name))
+        if brought is None:
+            raise NotLoaded(self._not_loaded(kind, name))
+        if brought.model != model:
+            message = f"{kind} {name!r} was loaded for model {brought.model!r}, this request is for {model!r}"
+            raise InvalidParams(message, [{"path": [], "message": message, "got": name}])
+        return brought
+
+    def _not_loaded(self, kind: Kind, name: str) -> str:
+        names = [row["name"] for row in self.brought(kind)]
+        return f"no {kind} {name!r:.80} is loaded; loaded: {', '.join(names) or 'none'}"
+
+    def _load_component(self, card: ModelCard, name: str, dtype: str) -> Loaded:
+        module = _load(card, name, dtype, self._device)
+        settings = self._models[card.name]
+        if name == "vae" and settings.vae_slicing:
+            module.enable_slicing()
+        if name == "vae" and settings.vae_tiling:
+            module.enable_tiling()
+        return Loaded(module)
+
+    def _load_brought(self, brought: Brought, dtype: str) -> Loaded:
+        """A brought thing on the host's device, with a gate where it is a module."""
+        dtype = brought.dtype or dtype
+        try:
+            loaded = brought.load(dtype)
+        except LatentwireError:
+            raise
+        except Exception as error:
+            raise ModelLoadError(f"cannot load {brought.kind} {brought.name!r}: {error}") from error
+        value = loaded.value
+        if isinstance(value, Adapter):
+            return replace(loaded, value=value.to(self._device, getattr(torch, dtype)))
+        if not isinstance(value, torch.nn.Module):
+            raise ModelLoadError(f"{brought.kind} {brought.name!r} is a {type(value).__name__}, no module or adapter")
+        to_device(value, self._device, dtype)
+        install_gate(value, brought.kind)
+        return loaded
 
 
 def _read_card(name: str, folder: Path) -> ModelCard:
@@ -188,35 +343,42 @@ def _read_card(name: str, folder: Path) -> ModelCard:
     try:
         index = read("model_index.json")
         scheduler_config = read("scheduler/scheduler_config.json")
-        unet, vae = read("unet/config.json"), read("vae/config.json")
         notes: dict[str, Any] = {}
         with suppress(FileNotFoundError):
             notes = read(NOTES_FILE)
         family = index["_class_name"]
-        if family not in PIPELINES:
-            raise ValueError(f"it is a {family}; this host runs {', '.join(PIPELINES)}")
+        if family not in FAMILIES:
+            raise ValueError(f"it is a {family}; this host runs {', '.join(FAMILIES)}")
+        denoiser = FAMILIES[family].denoiser
+        configs = {part: read(f"{part}/config.json") for part in (denoiser, "vae")}
         parts = {
             key: (value[0], value[1])
             for key, value in index.items()
             if isinstance(value, list) and key not in SKIPPED and value[1] is not None
+        }
+        options = {
+            key: value for key, value in index.items() if not key.startswith("_") and not isinstance(value, list)
         }
         return ModelCard(
             name=name,
             folder=folder,
             family=family,
             parts=parts,
+            configs=configs,
             scheduler_config=scheduler_config,
+            options=options,
             defaults=notes.get("defaults", {}),
             description=notes.get("description", ""),
-            size=unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1),
+            size=configs[denoiser]["sample_size"] * 2 ** (len(configs["vae"]["block_out_channels"]) - 1),
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         problem = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
         raise ModelLoadError(f"model {name!r} cannot be used: {problem}") from error
 
 
-def _load(card: ModelCard, name: str, library: str, class_name: str, dtype: str, device: torch.device) -> Any:
+def _load(card: ModelCard, name: str, dtype: str, device: torch.device) -> Any:
     """Load one component and put gates before its forwards."""
+    library, class_name = card.parts[name]
     try:
         kind = getattr(LIBRARIES[library], class_name)
         folder = card.folder / name
@@ -224,9 +386,8 @@ def _load(card: ModelCard, name: str, library: str, class_name: str, dtype: str,
             return kind.from_pretrained(folder, local_files_only=True)
         if not issubclass(kind, diffusers.ModelMixin | transformers.PreTrainedModel):
             raise ValueError(f"{class_name} is no model class")
-        module = _read_module(kind, folder)
-        torch.nn.Module.to(module, device=device, dtype=getattr(torch, dtype))  # diffusers' own `to` warns of nothing
-        module.eval().requires_grad_(False)
+        module = read_module(kind, folder)
+        to_device(module, device, dtype)
     except Exception as error:
         message = f"model {card.name!r}: cannot load {name} ({library}.{class_name}): {error}"
         raise ModelLoadError(message) from error
@@ -234,18 +395,24 @@ def _load(card: ModelCard, name: str, library: str, class_name: str, dtype: str,
         # transformers 5 dropped this level, and diffusers' clip_skip still goes through it; not as a submodule
         module.__dict__["text_model"] = module
     for part in gated_parts(module):
-        install_gate(part)
+        install_gate(part, name)
     log.info("loaded %s of model %s as %s", name, card.name, dtype)
     return module
+
+
+def to_device(module: torch.nn.Module, device: torch.device, dtype: str) -> None:
+    """Make a module ready to be shared; diffusers' own `to` would warn of some dtypes."""
+    torch.nn.Module.to(module, device=device, dtype=getattr(torch, dtype))
+    module.eval().requires_grad_(False)
 
 
 def _load_previewer(card: ModelCard, vae: Any) -> Previewer:
     """The tiny decoder that the model brings, or else a linear map."""
     folder = card.folder / PREVIEWER_FOLDER
     if not folder.is_dir():
-        return factors_for(vae)
+        return factors_for(card.row, vae)
     try:
-        tiny = _read_module(diffusers.AutoencoderTiny, folder)
+        tiny = read_module(diffusers.AutoencoderTiny, folder)
         theirs, ours = tiny.config.latent_channels, vae.config.latent_channels
         if theirs != ours:
             raise ValueError(f"it decodes latents of {theirs} channels, and the model's have {ours}")
@@ -254,7 +421,7 @@ def _load_previewer(card: ModelCard, vae: Any) -> Previewer:
     return TinyDecoder(tiny.to(vae.device).eval().requires_grad_(False))
 
 
-def _read_module(kind: Any, folder: Path) -> Any:
+def read_module(kind: Any, folder: Path) -> Any:
     """A module as its folder has it, in float32.
 
     For another dtype both libraries change torch's default dtype, which is the whole process's, under the feet of the

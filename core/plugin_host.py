@@ -26,7 +26,7 @@ from .registry import PluginRegistry, Registry
 from .settings import PluginSettings, parse
 from .settings import Settings as HostSettings  # `from latentwire import *` brings it into a plugin's module
 
-BUILT_IN = ("clip_skip",)
+BUILT_IN = ("clip_skip", "img2img", "controlnet", "lora")
 
 Source = Literal["built-in", "installed", "file"]
 

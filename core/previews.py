@@ -6,11 +6,16 @@ published factors; for any other autoencoder they are fitted when it is loaded.
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from .memory import bytes_of
+
+if TYPE_CHECKING:
+    from .families import Family
 
 Array = npt.NDArray[np.float32]
 
@@ -28,6 +33,11 @@ class TinyDecoder:
 
     vae: Any
     _lock: threading.Lock = field(default_factory=threading.Lock)  # one at a time: the engine wants the device
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its weights."""
+        return bytes_of(self.vae)
 
     @torch.inference_mode()
     def paint(self, latents: Array) -> npt.NDArray[np.uint8]:
@@ -68,13 +78,13 @@ STABLE_DIFFUSION_XL = LatentFactors(
     np.array([[60, 60, 60], [-60, -5, 10], [25, 15, -5], [-70, -50, -35]], np.float32) / np.float32(255),
     np.array([150, 140, 130], np.float32) / np.float32(255),
 )
-PUBLISHED = {0.18215: STABLE_DIFFUSION_1, 0.13025: STABLE_DIFFUSION_XL}  # by the autoencoder's scaling factor
 
 
-def factors_for(vae: Any) -> LatentFactors:
-    """The published factors for a known autoencoder, fitted ones for any other; not on the engine's thread."""
-    published = PUBLISHED.get(vae.config.scaling_factor)
-    if published is not None and vae.config.latent_channels == len(published.weights):
+def factors_for(family: "Family", vae: Any) -> LatentFactors:
+    """The family's factors for its published autoencoder, fitted ones for any other; not on the engine's thread."""
+    published = family.factors
+    made_for = (vae.config.scaling_factor, vae.config.latent_channels)
+    if published is not None and made_for == (family.scaling_factor, len(published.weights)):
         return published
     return fit(vae)
 

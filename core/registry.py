@@ -3,16 +3,25 @@
 import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
 from .errors import PluginError
+from .events import Event
 from .schedulers import MakeScheduler
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image as PILImage
+    from starlette.routing import BaseRoute
+
     from .commands import CommandContext
+    from .host import Host
+
+    MakeRoutes = Callable[[Host], Sequence[BaseRoute]]
 
 Entry = TypeVar("Entry")
 
@@ -32,6 +41,14 @@ class CommandEntry:
         return (self.handler.__doc__ or "").strip().partition("\n")[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Preprocessor:
+    """Makes a control image of a picture: its options' model, and the function itself."""
+
+    options: type[BaseModel]
+    apply: "Callable[[PILImage, Any], PILImage]"
+
+
 def nearest(name: str, table: Mapping[str, Any], plural: str) -> str:
     """A hint for a name that a table does not hold: the nearest one that it does, or all of them."""
     near = difflib.get_close_matches(name, table, n=1)
@@ -45,6 +62,9 @@ class Registry:
     commands: dict[str, CommandEntry] = field(default_factory=dict)
     fields: dict[str, type[BaseModel]] = field(default_factory=dict)
     schedulers: dict[str, MakeScheduler] = field(default_factory=dict)
+    events: dict[str, type[Event]] = field(default_factory=dict)
+    preprocessors: dict[str, Preprocessor] = field(default_factory=dict)
+    routes: "dict[str, MakeRoutes]" = field(default_factory=dict)  # by plugin
     owners: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def merge(self, addition: "PluginRegistry") -> None:
@@ -57,6 +77,9 @@ class Registry:
             ("command", self.commands, addition.commands),
             ("field", self.fields, addition.fields),
             ("scheduler", self.schedulers, addition.schedulers),
+            ("event", self.events, addition.events),
+            ("preprocessor", self.preprocessors, addition.preprocessors),
+            ("routes", self.routes, addition.routes),
         ]
         for kind, table, entries in tables:
             for name in entries:
@@ -99,6 +122,9 @@ class PluginRegistry:
     commands: dict[str, CommandEntry] = field(default_factory=dict)
     fields: dict[str, type[BaseModel]] = field(default_factory=dict)
     schedulers: dict[str, MakeScheduler] = field(default_factory=dict)
+    events: dict[str, type[Event]] = field(default_factory=dict)
+    preprocessors: dict[str, Preprocessor] = field(default_factory=dict)
+    routes: "dict[str, MakeRoutes]" = field(default_factory=dict)
 
     def add_command(
         self,
@@ -131,6 +157,32 @@ class PluginRegistry:
     def add_scheduler(self, name: str, make: MakeScheduler) -> None:
         """Offer a scheduler: `make` takes the model's scheduler config and gives a new object."""
         self._add(self.schedulers, name, make)
+
+    def add_event(self, event: type[Event]) -> None:
+        """Make an event of the plugin's own known, so that `describe` lists it; a dataclass derived from `Event`."""
+        if not (isinstance(event, type) and issubclass(event, Event) and is_dataclass(event)):
+            raise PluginError(f"an event must be a dataclass derived from Event, got {event!r:.80}", plugin=self.plugin)
+        self._add(self.events, event.name, event)
+
+    def add_preprocessor(
+        self, name: str, options: type[BaseModel], apply: "Callable[[PILImage, Any], PILImage]"
+    ) -> None:
+        """Offer a way to make a control image.
+
+        Args:
+            name: What requests name.
+            options: Validates a request's options for it.
+            apply: Takes an RGB picture and the options, gives an RGB picture of the same size; in a worker thread.
+        """
+        self._check_model(name, options)
+        self._add(self.preprocessors, name, Preprocessor(options, apply))
+
+    def add_routes(self, make: "MakeRoutes") -> None:
+        """Answer HTTP requests: `make` is called once with the host, when a server begins, and gives Starlette routes.
+
+        The server lets only those through that may use the host's WebSocket too.
+        """
+        self._add(self.routes, self.plugin, make)
 
     def _check_model(self, name: str, model: Any) -> None:
         """Refuse at once what would later break requests, or `describe` for everybody."""

@@ -7,7 +7,18 @@ that holds the core's fields and every plugin's.
 import secrets
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from .image_store import image_id
 
 Mode = Literal["exact", "reproducible", "fast"]
 
@@ -28,6 +39,19 @@ class Strict(BaseModel):
     """A frozen model that refuses unknown fields, guesses no types and takes no NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _id_of(image: bytes | str) -> str:
+    """What stands for a picture where bytes cannot: its id."""
+    return image if isinstance(image, str) else image_id(image)
+
+
+ImageInput = Annotated[
+    bytes | str,
+    Field(description="a PNG, JPEG or WebP file, or the id of an uploaded or made picture"),
+    PlainSerializer(_id_of, return_type=str, when_used="json"),
+]
+"""A picture in a request; `Host.picture` gives its pixels."""
 
 
 class PreviewOptions(Strict):

@@ -3,42 +3,44 @@
 Preparing and finishing happen in worker threads; only the pipeline calls are on the engine's thread.
 """
 
+import inspect
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .build import PipelineBuild, PipelineCall, assemble
-from .engine import Engine, Run
+from .build import PipelineBuild, PipelineCall, assemble, pipeline_class
+from .engine import Run
 from .errors import InvalidParams, JobFailed
 from .events import Image, Loading, Started
 from .hookspecs import BuildContext, CallContext, ImageContext
 from .images import describe_in_png, encode, to_picture, to_tensor
 from .jobs import Job
-from .model_store import Lease, ModelStore, Progress
+from .model_store import Lease, ModelCard, Progress
 from .painter import Painter
-from .plugin_host import PluginHost
-from .registry import Registry, nearest
+from .registry import nearest
 from .requests import GenerateRequest, Mode
-from .settings import Settings
+from .schedulers import suits
 from .step_stream import StepStream
 from .stepping import watch
 
+if TYPE_CHECKING:
+    from .host import Host
+
 
 class Runner:
-    """Runs the jobs of one host on one engine."""
+    """Runs the jobs of one host on its engine."""
 
-    def __init__(
-        self, settings: Settings, registry: Registry, plugins: PluginHost, store: ModelStore, engine: Engine
-    ) -> None:
-        self._settings = settings
-        self._registry = registry
-        self._plugins = plugins
-        self._store = store
-        self._engine = engine
+    def __init__(self, host: "Host") -> None:
+        self._host = host
+        self._settings = host.settings
+        self._registry = host.registry
+        self._plugins = host.plugins
+        self._store = host.store
+        self._engine = host.engine
         # Pools of their own: neither a long load nor slow previews keep finished pictures waiting.
         self._prepare_pool = ThreadPoolExecutor(32, "prepare")  # most of them wait for one load
         self._finish_pool = ThreadPoolExecutor(2, "finish")
@@ -62,9 +64,11 @@ class Runner:
             InvalidParams: the scheduler is unknown, or the picture too large.
         """
         model = request.model or self._settings.defaults.model
-        scheduler = request.scheduler or self._settings.defaults.scheduler
-        self._check_scheduler(scheduler)
         card = self._store.card(model)
+        scheduler = request.scheduler or self._settings.defaults.scheduler
+        if request.scheduler is None and not suits(scheduler, card.row.flow):
+            scheduler = card.row.scheduler
+        self._check_scheduler(scheduler, card)
         self._check_size(request.width or card.size, request.height or card.size)
         return PipelineBuild(model=model, scheduler=scheduler, dtype=self._store.dtype_of(model))
 
@@ -77,7 +81,7 @@ class Runner:
         lease = self._store.lease(build, progress)
         try:
             scheduler = self._registry.new_scheduler(build.scheduler, lease.card.scheduler_config)
-            pipeline = assemble(lease.card.family, build.task, lease.components, scheduler)
+            pipeline = _pipeline(build, lease, scheduler)
             outcome: Future[None] = Future()
 
             def done(_: Any, error: BaseException | None) -> None:
@@ -99,9 +103,10 @@ class Runner:
             message = f"{width}x{height} is more than {self._settings.limits.pixels} pixels, the host's limit"
             raise InvalidParams(message, [{"path": ["width"], "message": message, "got": width}])
 
-    def _check_scheduler(self, name: str) -> None:
-        if name not in self._registry.schedulers:
-            message = f"there is no scheduler {name!r}; {nearest(name, self._registry.schedulers, 'schedulers')}"
+    def _check_scheduler(self, name: str, card: ModelCard) -> None:
+        known = {other: make for other, make in self._registry.schedulers.items() if suits(other, card.row.flow)}
+        if name not in known:
+            message = f"there is no scheduler {name!r} for {card.family}; {nearest(name, known, 'schedulers')}"
             raise InvalidParams(message, [{"path": ["scheduler"], "message": message, "got": name}])
 
     def _prepare(self, job: Job) -> None:
@@ -109,10 +114,12 @@ class Runner:
         if job.outcome.done():  # cancelled before its turn came
             return
         try:
-            context = BuildContext(job.id, job.request, self.build_for(job.request))
+            context = BuildContext(self._host, job.client, job.id, job.request, self.build_for(job.request))
             self._plugins.call("modify_build", context)
             build = context.build
-            self._check_scheduler(build.scheduler)
+            card = self._store.card(build.model)
+            self._check_scheduler(build.scheduler, card)
+            pipeline_class(card.family, build)  # refuse it before anything is loaded
             lease = self._store.lease(build, lambda *at: job.emit(Loading(job.id, build.model, *at)))
             job.outcome.add_done_callback(partial(lambda held, _: self._store.release(held), lease))
             calls = [self._call_for(job, index, build, lease) for index in range(len(job.seeds))]
@@ -137,21 +144,22 @@ class Runner:
             seed=job.seeds[index],
             output_type=request.output_type,
         )
-        context = CallContext(job.id, index, request, build, call, lease.components)
+        context = CallContext(self._host, job.emit, job.id, index, request, build, call, lease.components)
         self._plugins.call("modify_call", context)
         self._check_size(context.call.width, context.call.height)
         return context.call
 
     def _run_for(self, job: Job, index: int, build: PipelineBuild, call: PipelineCall, lease: Lease) -> Run:
         scheduler = self._registry.new_scheduler(build.scheduler, lease.card.scheduler_config)
-        pipeline = assemble(lease.card.family, build.task, lease.components, scheduler)
+        pipeline = _pipeline(build, lease, scheduler)
+        arguments = _accepted(pipeline, call)
         size = max(call.width, call.height)
         follow = StepStream(job, index, size, lease.previewer, self._plugins, self._painter)
 
         def run_pipeline() -> Any:
             generator = torch.Generator().manual_seed(call.seed)
             callback = watch(pipeline, follow)
-            return pipeline(**call.arguments(), generator=generator, callback_on_step_end=callback).images
+            return pipeline(**arguments, generator=generator, callback_on_step_end=callback).images
 
         def done(images: Any, error: BaseException | None) -> None:
             if error is not None:
@@ -163,7 +171,7 @@ class Runner:
             except BaseException as raised:
                 job.fail(raised)
 
-        return Run(self.mode_for(job.request), run_pipeline, done)
+        return Run(self.mode_for(job.request), run_pipeline, done, lease.adapters)
 
     def _finish(self, job: Job, index: int, build: PipelineBuild, call: PipelineCall, array: Any) -> None:
         """In a worker thread: a picture's pixels (or latents) to its event, and the last one's job to its end."""
@@ -182,7 +190,7 @@ class Runner:
                 context = ImageContext(job.id, index, job.request, call.seed, to_picture(array), metadata)
                 self._plugins.call("image_finished", context)
                 picture = encode(context.image, "png", metadata=context.metadata)
-                event = Image(job.id, index, call.seed, picture, None)
+                event = Image(job.id, index, call.seed, picture, None, self._host.images.put(picture.data))
             if job.picture_done(index, event):
                 job.finish(
                     {
@@ -197,6 +205,17 @@ class Runner:
                 )
         except BaseException as error:
             job.fail(error)
+
+
+def _pipeline(build: PipelineBuild, lease: Lease, scheduler: Any) -> Any:
+    kind = pipeline_class(lease.card.family, build)
+    return assemble(kind, lease.components, scheduler, lease.controlnets, lease.card.options)
+
+
+def _accepted(pipeline: Any, call: PipelineCall) -> dict[str, Any]:
+    """The call's arguments, but for a size that the pipeline takes from its input picture."""
+    known = inspect.signature(pipeline.__call__).parameters
+    return {name: value for name, value in call.arguments().items() if name in known or name not in ("width", "height")}
 
 
 def _first(*values: Any) -> Any:

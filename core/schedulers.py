@@ -30,12 +30,25 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "euler": ("EulerDiscreteScheduler", {}, None),
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}, None),
     "euler_karras": ("EulerDiscreteScheduler", KARRAS, None),
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}, None),
+    "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}, None),
     "heun": ("HeunDiscreteScheduler", {}, None),
     "lcm": ("LCMScheduler", {}, None),
     "lms": ("LMSDiscreteScheduler", {}, "scipy"),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}, None),
     "unipc": ("UniPCMultistepScheduler", {}, None),
 }
+
+
+FLOW = {"flow_euler", "flow_heun"}
+
+
+def suits(name: str, flow: bool) -> bool:
+    """Whether a scheduler of that name can be for models trained by flow matching, or for the others.
+
+    Of a plugin's scheduler nothing is known, so it suits both.
+    """
+    return name not in DIFFUSERS or (name in FLOW) == flow
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ def predict_original(scheduler: Any, model_output: Any, sample: Any, timestep: A
     are the picture plus sigma times noise, Ho et al. 2020 and Salimans & Ho 2022 (v-prediction) for
     samples whose variance is kept.
     """
-    kind = scheduler.config.prediction_type
+    kind = scheduler.config.get("prediction_type", "flow_prediction")  # schedulers for flow matching know no other
     if kind in ("sample", "original_sample"):
         return model_output
     if sigma is None:

@@ -19,7 +19,8 @@ from .requests import Mode
 CLIENT_VARIABLES = {"LATENTWIRE_URL", "LATENTWIRE_TOKEN"}
 """What the command line's client commands read; a host may run in the same environment."""
 
-EMBEDDED_MODEL = Path(__file__).parents[1] / "models" / "emoji"
+MODELS_FOLDER = Path(__file__).parents[1] / "models"
+EMBEDDED_MODEL = MODELS_FOLDER / "emoji"
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -38,6 +39,9 @@ class ServerSettings(Section):
     token: str | None = Field(
         None, min_length=16, description="asked of every client; off loopback one is made if none is set"
     )
+    allowed_origins: list[str] = Field(
+        [], description="pages of other sites that may connect, such as https://example.org; they get CORS headers"
+    )
     max_message_bytes: int = Field(1 << 20, ge=1024, le=4 << 20, description="a larger frame is refused")
 
 
@@ -47,6 +51,9 @@ class EngineSettings(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     max_batch_rows: int = Field(32, ge=1, le=512, description="most rows of one forward in mode fast")
     reproducible_rows: int = Field(8, ge=2, le=512, description="rows of every forward in mode reproducible")
+    memory_mib: int | None = Field(
+        None, ge=1, description="loaded weights may take so much; what no job uses makes room. None: no bound"
+    )
 
 
 class DefaultSettings(Section):
@@ -63,6 +70,15 @@ class LimitSettings(Section):
     jobs: int = Field(256, ge=1, description="unfinished jobs in all")
     jobs_per_client: int = Field(32, ge=1, description="unfinished jobs of one connection")
     pixels: int = Field(2048 * 2048, ge=64 * 64, description="width times height of one picture")
+    input_pixels: int = Field(1 << 24, ge=64 * 64, description="width times height of a picture that a client sends")
+    images_mib: int = Field(256, ge=1, description="files of uploaded and made pictures, kept for requests to name")
+
+
+class FileSettings(Section):
+    """Where ControlNets and LoRAs that clients name may come from."""
+
+    roots: list[Path] = Field([], description="folders, besides the one of the models that come along")
+    hub: bool = Field(False, description="whether names may be hub ids, which are downloaded")
 
 
 class ModelSettings(Section):
@@ -72,6 +88,8 @@ class ModelSettings(Section):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float32 on a CPU, float16 on a GPU"
     )
+    vae_slicing: bool = Field(False, description="decode the pictures of a batch one by one, for less memory")
+    vae_tiling: bool = Field(False, description="encode and decode large pictures in tiles, for less memory")
 
 
 class PluginSettings(Section):
@@ -90,6 +108,7 @@ class Settings(Section):
     engine: EngineSettings = EngineSettings()
     defaults: DefaultSettings = DefaultSettings()
     limits: LimitSettings = LimitSettings()
+    files: FileSettings = FileSettings()
     models: dict[str, ModelSettings] = {}
     plugins: list[PluginSettings] = []
     discover: bool = Field(True, description="also load installed plugins that `plugins` does not name")
@@ -208,12 +227,19 @@ def _set(values: dict[str, Any], target: str, value: str, origin: str) -> None:
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the paths of models and plugins absolute; what is misshapen is left for validation to name."""
+    files = values.get("files")
+    if isinstance(files, dict) and isinstance(files.get("roots"), list):
+        files["roots"] = [_absolute(folder, root) if isinstance(root, str) else root for root in files["roots"]]
     models = values.get("models")
     plugins = values.get("plugins")
     entries = [*(models.values() if isinstance(models, dict) else []), *(plugins if isinstance(plugins, list) else [])]
     for entry in entries:
         if isinstance(entry, dict) and isinstance(entry.get("path"), str):
-            try:
-                entry["path"] = (folder / Path(entry["path"]).expanduser()).resolve()
-            except (RuntimeError, ValueError) as error:  # ~nobody, or a NUL
-                raise SettingsError(f"path {entry['path']!r} cannot be used: {error}") from error
+            entry["path"] = _absolute(folder, entry["path"])
+
+
+def _absolute(folder: Path, path: str) -> Path:
+    try:
+        return (folder / Path(path).expanduser()).resolve()
+    except (RuntimeError, ValueError) as error:  # ~nobody, or a NUL
+        raise SettingsError(f"path {path!r} cannot be used: {error}") from error

@@ -48,7 +48,8 @@ def watch(pipeline: Any, on_step: OnStep) -> Callable[..., dict[str, Any]]:
     def callback(_pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         nonlocal last
         if not timesteps:
-            timesteps.extend(float(t) for t in scheduler.timesteps.tolist())  # one sync a picture, not one a step
+            # one sync a picture, not one a step; with a strength below 1 the first ones are skipped
+            timesteps.extend(float(t) for t in scheduler.timesteps.tolist()[-pipeline.num_timesteps :])
         now = perf_counter()
         finished = FinishedStep(
             step=index + 1,

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from .. import __version__
@@ -18,6 +19,7 @@ from ..core.host import Host
 from .auth import refusal
 from .codec import SUBPROTOCOL
 from .page import page
+from .plugin_routes import plugin_routes
 from .session import Session
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def create_app(host: Host) -> Starlette:
         await asyncio.to_thread(host.close)
 
     async def websocket(websocket: WebSocket) -> None:
-        refused = refusal(websocket, host.settings.server.token)
+        refused = refusal(websocket, host.settings.server)
         if refused is not None:
             await websocket.send_denial_response(refused)
             return
@@ -59,16 +61,18 @@ def create_app(host: Host) -> Starlette:
             return PlainTextResponse("no such page", 404)
         return FileResponse(file, media_type="text/plain; charset=utf-8")
 
-    return Starlette(
-        lifespan=lifespan,
-        routes=[
-            WebSocketRoute("/ws", websocket),
-            Route("/healthz", health),
-            Route("/readyz", ready),
-            Route("/", home),
-            Route("/docs/{name}", doc),
-        ],
-    )
+    routes: list[BaseRoute] = [
+        WebSocketRoute("/ws", websocket),
+        Route("/healthz", health),
+        Route("/readyz", ready),
+        Route("/", home),
+        Route("/docs/{name}", doc),
+    ]
+    app = Starlette(lifespan=lifespan, routes=routes + plugin_routes(host))
+    origins = host.settings.server.allowed_origins
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    return app
 
 
 async def _warm_up(host: Host) -> None:

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response
 
+from ..core.settings import ServerSettings
 from .codec import SUBPROTOCOL
 
 
@@ -18,11 +19,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def refusal(connection: HTTPConnection, token: str | None) -> Response | None:
-    """Why a connection may not become a WebSocket, as the answer to send; None when it may."""
+def refusal(connection: HTTPConnection, settings: ServerSettings) -> Response | None:
+    """Why a connection may not use the host, as the answer to send; None when it may."""
+    token = settings.token
     host = connection.headers.get("host", "")
     origin = connection.headers.get("origin")
-    if origin is not None and _host_of(origin) != _host_of(f"//{host}"):
+    if origin is not None and origin not in settings.allowed_origins and _host_of(origin) != _host_of(f"//{host}"):
         return PlainTextResponse(f"a page of {origin!r:.80} may not connect to this host\n", 403)
     if token is None:
         # Without a token the host listens on loopback alone. A page whose own name was made to point here

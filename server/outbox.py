@@ -70,5 +70,5 @@ class Outbox:
 
 
 def _weight(message: dict[str, Any]) -> int:
-    values = (message.get("image"), message.get("latents"))
-    return sum(len(value["data"]) for value in values if isinstance(value, dict))
+    parts = [value.get("data") for value in message.values() if isinstance(value, dict)]
+    return sum(len(data) for data in parts if isinstance(data, bytes))

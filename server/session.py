@@ -57,6 +57,7 @@ class Session:
             for end in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(end, Exception):
                     log.error("client %s: %s", self.client, end, exc_info=end)
+        self._host.client_left(self.client)
         if self._outbox.overflow.is_set():
             log.warning("client %s reads too slowly; its connection is closed", self.client)
             with suppress(Exception):

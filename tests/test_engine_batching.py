@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
 from latentwire import Host
 from latentwire.core.build import PipelineBuild, assemble
@@ -45,7 +45,7 @@ def controlnet(lease: Lease) -> ControlNetModel:
 
 def plain(shared: Host, lease: Lease, seed: int, steps: int, scheduler: str = "ddim") -> Any:
     made = shared.registry.schedulers[scheduler](lease.card.scheduler_config)
-    pipeline = assemble(lease.card.family, "text2img", lease.components, made)
+    pipeline = assemble(StableDiffusionPipeline, lease.components, made)
     return lambda: (
         pipeline(
             "red apple",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from latentwire.core.build import PipelineBuild
 from latentwire.core.errors import ModelLoadError, UnknownModel
+from latentwire.core.families import FAMILIES
 from latentwire.core.model_store import ModelStore
 from latentwire.core.previews import STABLE_DIFFUSION_1, LatentFactors, TinyDecoder, factors_for
 from latentwire.core.settings import EMBEDDED_MODEL, ModelSettings
@@ -152,7 +153,7 @@ def test_a_load_that_failed_is_tried_again_once_the_folder_is_mended(tmp_path: P
 
 def test_fitted_factors_paint_flat_colours_and_published_ones_are_used_for_their_family() -> None:
     vae = store_of(EMBEDDED_MODEL).lease(BUILD).components["vae"]
-    factors = factors_for(vae)
+    factors = factors_for(FAMILIES["StableDiffusionPipeline"], vae)
     colours = np.array([(215, 40, 40), (20, 20, 20), (45, 95, 215), (255, 255, 255), (50, 165, 75), (250, 220, 60)])
     for colour in colours:
         flat = (torch.from_numpy(colour).float() / 127.5 - 1)[None, :, None, None].expand(1, 3, 64, 64)
@@ -161,7 +162,7 @@ def test_fitted_factors_paint_flat_colours_and_published_ones_are_used_for_their
         painted = factors.paint(latents.numpy())[3:5, 3:5].reshape(-1, 3).mean(axis=0)
         assert colours[np.abs(colours - painted).sum(axis=1).argmin()].tolist() == colour.tolist()
     vae.register_to_config(scaling_factor=0.18215)
-    assert factors_for(vae) is STABLE_DIFFUSION_1
+    assert factors_for(FAMILIES["StableDiffusionPipeline"], vae) is STABLE_DIFFUSION_1
 
 
 def test_a_model_may_bring_a_previewer_and_does_without_one(tmp_path: Path) -> None:

@@ -1,0 +1,295 @@
+"""ControlNets: loaded once, then one or several of them in any request, each with its control image."""
+
+import asyncio
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from PIL.Image import Image
+from pydantic import BaseModel, Field, RootModel, ValidationError, model_validator
+
+from latentwire import (
+    BuildContext,
+    CallContext,
+    CommandContext,
+    Host,
+    ImageInput,
+    InvalidParams,
+    JobEvent,
+    ModelLoadError,
+    Picture,
+    PluginRegistry,
+    Resize,
+    Strict,
+    control_image_argument,
+    encode,
+    hookimpl,
+)
+
+from .images import ControlImages, prepare, preprocess_with, to_tensor
+from .loading import check_folder, load_control_lora, load_folder
+from .preprocessors import PREPROCESSORS
+
+
+class Preprocessing(Strict):
+    """How to make a control image of a picture."""
+
+    name: str = Field(max_length=100, description="a preprocessor that describe lists")
+    options: dict[str, Any] = Field({}, description="of that preprocessor")
+    show: bool = Field(False, description="send the control image back as an event control_image")
+
+
+class Use(Strict):
+    """One ControlNet in a request; the names are those of diffusers."""
+
+    image: ImageInput
+    name: str | None = Field(
+        None, max_length=200, description="a name of controlnet.list; may be left out where one is loaded"
+    )
+    controlnet_conditioning_scale: float = Field(1.0, ge=0, le=10)
+    control_guidance_start: float = Field(0.0, ge=0, le=1, description="from this part of the steps on")
+    control_guidance_end: float = Field(1.0, ge=0, le=1, description="up to this part of the steps")
+    guess_mode: bool = Field(False, description="recognise the image without the prompt's help")
+    resize: Resize = Field("fill", description="fit: all of it, black borders; fill: cropped; stretch: ratio ignored")
+    preprocess: Preprocessing | None = None
+
+    @model_validator(mode="after")
+    def _window_is_open(self) -> "Use":
+        if self.control_guidance_start >= self.control_guidance_end:
+            raise ValueError("control_guidance_start must be below control_guidance_end")
+        return self
+
+
+class Uses(RootModel[list[Use]]):
+    """The ControlNets of a picture."""
+
+    root: list[Use] = Field(max_length=8)
+
+    @model_validator(mode="after")
+    def _all_guess_or_none(self) -> "Uses":
+        if len({use.guess_mode for use in self.root}) > 1:
+            raise ValueError("guess_mode must be the same for all ControlNets of a request")
+        return self
+
+
+class LoadParams(Strict):
+    """Which ControlNet to load, or what to make a ControlLoRA of."""
+
+    path: str | None = Field(None, max_length=1000, description="a folder below files.roots, or a hub id where allowed")
+    lora_weights_path: str | None = Field(
+        None, max_length=1000, description="a ControlLoRA's file, below files.roots or in the folder that path names"
+    )
+    name: str | None = Field(None, min_length=1, max_length=200, description="the folder's or file's own if left out")
+    model: str | None = Field(None, max_length=100, description="for which model; the host's default model if left out")
+    dtype: Literal["float16", "bfloat16", "float32"] | None = Field(None, description="the model's if left out")
+
+    @model_validator(mode="after")
+    def _something_is_named(self) -> "LoadParams":
+        if self.path is None and self.lora_weights_path is None:
+            raise ValueError("wanted path, or lora_weights_path for a ControlLoRA")
+        return self
+
+
+class UnloadParams(Strict):
+    """Which ControlNet to unload."""
+
+    name: str = Field(max_length=200)
+    when_free: bool = Field(False, description="where jobs use it: unload it after them, in place of an error")
+
+
+class PreprocessParams(Strict):
+    """A picture to make a control image of."""
+
+    image: ImageInput
+    name: str = Field(max_length=100, description="a preprocessor that describe lists")
+    options: dict[str, Any] = {}
+
+
+class NoParams(Strict):
+    """This command takes no params."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlImage(JobEvent):
+    """A control image as the ControlNet sees it; number `place` of the request, from 0."""
+
+    name: ClassVar[str] = "control_image"
+
+    place: int
+    controlnet: str
+    image: Picture
+
+
+class Plugin:
+    """The commands, and the control images in use."""
+
+    def __init__(self) -> None:
+        self._images = ControlImages()
+
+    @hookimpl
+    def register(self, registry: PluginRegistry) -> None:
+        registry.add_field("controlnet", Uses)
+        registry.add_event(ControlImage)
+        for name, (options, apply) in PREPROCESSORS.items():
+            registry.add_preprocessor(name, options, apply)
+        registry.add_command("controlnet.load", LoadParams, self.load)
+        registry.add_command("controlnet.list", NoParams, self.list_all)
+        registry.add_command("controlnet.unload", UnloadParams, self.unload)
+        registry.add_command("controlnet.preprocess", PreprocessParams, self.preprocess)
+
+    @hookimpl
+    def modify_build(self, context: BuildContext) -> None:
+        uses = _uses(context.request)
+        names = [_name_of(context.host, place, use, context.build.model) for place, use in enumerate(uses)]
+        for place, use in enumerate(uses):
+            _options_of(context.host, use.preprocess, ["controlnet", place, "preprocess"])
+        context.build = context.build.with_controlnets(*names)
+
+    @hookimpl
+    def modify_call(self, context: CallContext) -> None:
+        uses = _uses(context.request)
+        if not uses:
+            return
+        names = context.build.controlnets[-len(uses) :]
+        images = [self._image(context, place, use) for place, use in enumerate(uses)]
+        if context.index == 0:
+            for place, (use, name, image) in enumerate(zip(uses, names, images, strict=True)):
+                if use.preprocess is not None and use.preprocess.show:
+                    context.emit(ControlImage(context.job, place, name, encode(image, "png")))
+        # one ControlNet takes plain values, several take lists
+        many: Any = list if len(uses) > 1 else lambda values: values[0]
+        context.call = context.call.with_extra(
+            **{
+                control_image_argument(context.build.task): many([to_tensor(image) for image in images]),
+                "controlnet_conditioning_scale": many([use.controlnet_conditioning_scale for use in uses]),
+                "control_guidance_start": many([use.control_guidance_start for use in uses]),
+                "control_guidance_end": many([use.control_guidance_end for use in uses]),
+                "guess_mode": uses[0].guess_mode,
+            }
+        )
+
+    async def load(self, context: CommandContext, params: LoadParams) -> dict[str, Any]:
+        """Load a ControlNet, or make a ControlLoRA of the model's own weights and a LoRA file."""
+        return await asyncio.to_thread(_load, context.host, params)
+
+    async def list_all(self, context: CommandContext, params: NoParams) -> dict[str, Any]:
+        """List the loaded ControlNets, in the order of their loading."""
+        return {"controlnets": context.host.store.brought("controlnet")}
+
+    async def unload(self, context: CommandContext, params: UnloadParams) -> dict[str, Any]:
+        """Unload a ControlNet and give its memory back."""
+        done = await asyncio.to_thread(context.host.store.drop, "controlnet", params.name, params.when_free)
+        return {"name": params.name, "unloaded": done}
+
+    async def preprocess(self, context: CommandContext, params: PreprocessParams) -> dict[str, Any]:
+        """Make a control image of a picture, to look at or to use by its id."""
+        host = context.host
+        wanted = Preprocessing(name=params.name, options=params.options)
+        options = _options_of(host, wanted, [])
+
+        def make() -> dict[str, Any]:
+            picture = encode(preprocess_with(host, params.name, options, host.picture(params.image)), "png")
+            plain = {"format": picture.format, "width": picture.width, "height": picture.height, "data": picture.data}
+            return {"id": host.images.put(picture.data), "image": plain}
+
+        return await asyncio.to_thread(make)
+
+    def _image(self, context: CallContext, place: int, use: Use) -> Image:
+        """The control image at the picture's size."""
+        host, width, height = context.host, context.call.width, context.call.height
+        options = _options_of(host, use.preprocess, ["controlnet", place, "preprocess"])
+
+        def preprocess(picture: Image) -> Image:
+            return picture if use.preprocess is None else preprocess_with(host, use.preprocess.name, options, picture)
+
+        def make() -> Image:
+            try:
+                picture = host.picture(use.image)
+            except InvalidParams as error:
+                path = ["controlnet", place, "image"]
+                raise InvalidParams(
+                    error.message, [{"path": path, "message": error.message, "got": "a file"}]
+                ) from error
+            return prepare(picture, width, height, use.resize, preprocess)
+
+        wanted = use.model_dump_json(include={"image", "resize", "preprocess"}, exclude={"preprocess": {"show"}})
+        return self._images.ready((wanted, width, height), make)
+
+
+def _uses(request: Any) -> list[Use]:
+    section: Uses | None = getattr(request, "controlnet", None)
+    return section.root if section else []
+
+
+def _name_of(host: Host, place: int, use: Use, model: str) -> str:
+    """The ControlNet that a request means: the named one, or the only one."""
+    rows = [row for row in host.store.brought("controlnet") if row["model"] == model]
+    names = [row["name"] for row in rows]
+    if use.name in names:
+        return str(use.name)
+    if use.name is None and len(names) == 1:
+        return str(names[0])
+    loaded = f"loaded for model {model!r}: {', '.join(names) or 'none; controlnet.load loads one'}"
+    if use.name is None:
+        message = f"a control image needs a ControlNet, and the request names none; {loaded}"
+    else:
+        message = f"no ControlNet {use.name!r} is loaded; {loaded}"
+    raise InvalidParams(message, [{"path": ["controlnet", place, "name"], "message": message, "got": use.name}])
+
+
+def _options_of(host: Host, preprocess: Preprocessing | None, path: list[Any]) -> BaseModel | None:
+    """A preprocessor's validated options."""
+    if preprocess is None:
+        return None
+    entry = host.registry.preprocessors.get(preprocess.name)
+    if entry is None:
+        known = ", ".join(sorted(host.registry.preprocessors))
+        message = f"there is no preprocessor {preprocess.name!r}; preprocessors: {known}"
+        raise InvalidParams(message, [{"path": [*path, "name"], "message": message, "got": preprocess.name}])
+    try:
+        return entry.options.model_validate(preprocess.options)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        message = f"{preprocess.name}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        where = [*path, "options", *problem["loc"]]
+        raise InvalidParams(
+            message, [{"path": where, "message": message, "got": repr(problem["input"])[:80]}]
+        ) from error
+
+
+def _load(host: Host, params: LoadParams) -> dict[str, Any]:
+    """In a worker thread."""
+    model = params.model or host.settings.defaults.model
+    card = host.store.card(model)
+    unet_config = card.configs.get("unet")
+    if unet_config is None or not card.row.controlnet_pipelines:
+        raise ModelLoadError(f"model {model!r} is a {card.family}, for which this host has no ControlNets")
+    notes: dict[str, Any] = {"path": params.path, "lora_weights_path": params.lora_weights_path}
+    if params.lora_weights_path is not None:
+        file = _control_lora_file(host, params)
+        load = partial(load_control_lora, host, model, file)
+        named, notes["kind"] = file, "control-lora"
+    else:
+        assert params.path is not None
+        named = host.find_file(params.path)
+        try:
+            check_folder(named, unet_config)
+        except ValueError as error:
+            raise ModelLoadError(f"cannot load ControlNet {params.path!r}: {error}") from error
+        load = partial(load_folder, named)
+        notes["kind"] = "controlnet"
+    return host.store.bring("controlnet", params.name or named.stem, model, load, params.dtype, notes)
+
+
+def _control_lora_file(host: Host, params: LoadParams) -> Any:
+    """The file that lora_weights_path names, by itself or within the folder of path."""
+    assert params.lora_weights_path is not None
+    try:
+        file = host.find_file(params.lora_weights_path, "lora_weights_path")
+    except InvalidParams:
+        if params.path is None:
+            raise
+        file = host.find_file(f"{params.path}/{params.lora_weights_path}", "lora_weights_path")
+    if not file.is_file() or file.suffix != ".safetensors":
+        raise ModelLoadError(f"cannot load ControlLoRA {params.lora_weights_path!r}: it is no .safetensors file")
+    return file

@@ -1,0 +1,58 @@
+"""Control images: read, brought to the picture's size, preprocessed; remembered, since live requests repeat them."""
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image, Resampling
+
+from latentwire import Host, Resize, resized
+
+REMEMBERED = 32  # control images
+
+
+class ControlImages:
+    """The latest control images, ready for a pipeline."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ready: OrderedDict[Any, Image] = OrderedDict()
+
+    def ready(self, key: Any, make: Any) -> Image:
+        """What `make` gave for this key, or gives now."""
+        with self._lock:
+            if key in self._ready:
+                self._ready.move_to_end(key)
+                return self._ready[key]
+        image: Image = make()
+        with self._lock:
+            self._ready[key] = image
+            while len(self._ready) > REMEMBERED:
+                self._ready.popitem(last=False)
+        return image
+
+
+def prepare(picture: Image, width: int, height: int, resize: Resize, preprocess: Any) -> Image:
+    """A picture as a control image of that size: `preprocess` sees no border that `resize` adds."""
+    if resize != "fit":
+        result: Image = preprocess(resized(picture, width, height, resize))
+        return result
+    scale = min(width / picture.width, height / picture.height)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    small = picture if size == picture.size else picture.resize(size, Resampling.LANCZOS)
+    return resized(preprocess(small), width, height, "fit")
+
+
+def to_tensor(image: Image) -> torch.Tensor:
+    """`(1, 3, h, w)` in 0..1, as diffusers makes it of a PIL image."""
+    return torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)[None]
+
+
+def preprocess_with(host: Host, name: str, options: Any, picture: Image) -> Image:
+    """Run a registered preprocessor, whose result must be a picture of the same size."""
+    result = host.registry.preprocessors[name].apply(picture, options)
+    if result.size != picture.size:
+        raise ValueError(f"preprocessor {name!r} made {result.size} of {picture.size}")
+    return result.convert("RGB")

@@ -1,0 +1,82 @@
+"""ControlNets from a folder, and ControlLoRAs from the base's own weights and a file."""
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel
+
+from latentwire import Host, Loaded, read_module, read_weights
+
+# what must be equal between a ControlNet and the UNet that takes its residuals
+MATCHING = ("block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type")
+
+
+def check_folder(folder: Path, unet_config: Mapping[str, Any]) -> None:
+    """Make sure, without reading weights, that a folder holds a ControlNet for a UNet.
+
+    Raises:
+        ValueError: it holds something else, or one for another kind of model.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError("it has no config.json; a ControlNet is a folder in diffusers' format") from error
+    if not isinstance(config, dict) or config.get("_class_name") != "ControlNetModel":
+        what = config.get("_class_name", "unknown") if isinstance(config, dict) else "unknown"
+        raise ValueError(f"it holds a {what}, wanted a ControlNetModel")
+    for key in MATCHING:
+        got, wanted = config.get(key), unet_config.get(key)
+        if got is not None and got != wanted and [got] * len(config["block_out_channels"]) != wanted:
+            raise ValueError(f"it is for another kind of model: its {key} is {got}, the model's UNet has {wanted}")
+
+
+def load_folder(folder: Path, dtype: str) -> Loaded:
+    """A ControlNet in diffusers' format; `dtype` is the store's to apply."""
+    return Loaded(read_module(ControlNetModel, folder))
+
+
+def load_control_lora(host: Host, model: str, file: Path, dtype: str) -> Loaded:
+    """A ControlNet made of the model's own UNet and a LoRA file, in Stability AI's keys or diffusers'.
+
+    Its unchanged weights are the UNet's own tensors, not copies, where both are of one dtype; the UNet stays loaded
+    as long as it does. Needs diffusers 0.37, whose `load_lora_adapter` reads both kinds of key.
+
+    Raises:
+        ValueError: the file is no ControlLoRA, or one for another kind of model.
+    """
+    tensors, metadata = read_weights(file)
+    if not any("control" in name or name.startswith("input_hint_block") for name in tensors):
+        raise ValueError(f"{file.name} is no ControlLoRA: it has no layers for a control image")
+    shares = dtype == host.store.dtype_of(model)
+    with ExitStack() as stack:
+        unet = stack.enter_context(host.store.leased(model)).components["unet"]
+        net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_hint_channels(tensors))
+        if shares:
+            names = net.state_dict().keys()
+            common = {name: value for name, value in unet.state_dict(keep_vars=True).items() if name in names}
+            net.load_state_dict(common, strict=False, assign=True)
+        settings = json.loads(metadata["lora_adapter_metadata"]) if "lora_adapter_metadata" in metadata else None
+        try:
+            net.load_lora_adapter(tensors, prefix=None, metadata=settings)
+        except (RuntimeError, ValueError, KeyError) as error:
+            lines = str(error).strip().splitlines() or [""]
+            reason = next((line.strip() for line in lines if "size mismatch" in line), lines[0])
+            raise ValueError(f"{file.name} is for another kind of model: {reason:.300}") from error
+        if not shares:
+            return Loaded(net)
+        keep = stack.pop_all()
+    shared = {tensor.untyped_storage().data_ptr() for tensor in unet.parameters()}
+    own = [tensor for tensor in net.parameters() if tensor.untyped_storage().data_ptr() not in shared]
+    return Loaded(net, sum(tensor.nbytes for tensor in own), keep.close)
+
+
+def _hint_channels(tensors: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+    """The channels of the layers that embed the control image, as the file has them."""
+    names = ("conv_in", *(f"blocks.{number}" for number in range(1, 16, 2)))
+    found = [tensors.get(f"controlnet_cond_embedding.{name}.weight") for name in names]
+    channels = tuple(weight.shape[0] for weight in found if weight is not None)
+    return channels or (16, 32, 96, 256)  # those of all published ones
