@@ -1,7 +1,20 @@
 """The Python client: `connect` for async code, `connect_sync` for plain code. Needs none of torch."""
 
-from ..core.events import Accepted, Event, Image, Latents, Loading, Picture, Preview, Started, Step, Tensor
-from .connection import Connection, ConnectionLost, RemoteError, Result, connect
+from ..core.events import (
+    Accepted,
+    Event,
+    Image,
+    JobEvent,
+    Latents,
+    Loading,
+    Picture,
+    Preview,
+    Started,
+    StateChanged,
+    Step,
+    Tensor,
+)
+from .connection import Connection, ConnectionLost, PluginEvent, RemoteError, Result, connect
 from .sync import SyncConnection, connect_sync
 
 __all__ = [
@@ -10,13 +23,16 @@ __all__ = [
     "ConnectionLost",
     "Event",
     "Image",
+    "JobEvent",
     "Latents",
     "Loading",
     "Picture",
+    "PluginEvent",
     "Preview",
     "RemoteError",
     "Result",
     "Started",
+    "StateChanged",
     "Step",
     "SyncConnection",
     "Tensor",

@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
 
-from ..core.events import EVENTS, Event, from_plain
+from ..core.events import EVENTS, Event, JobEvent, from_plain
 from ..server.codec import SUBPROTOCOL, decode_trusted, encode
 from .answers import Answers
 
@@ -35,6 +35,14 @@ class RemoteError(Exception):
 
 class ConnectionLost(Exception):
     """The host cannot be reached, or the connection broke."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginEvent:
+    """An event that a plugin of the host brought: its name and its values."""
+
+    name: str
+    values: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,7 @@ class Connection:
         previews: bool | dict[str, Any] = False,
         latents: bool | dict[str, Any] = False,
         **fields: Any,
-    ) -> AsyncGenerator[Event | Result]:
+    ) -> AsyncGenerator[JobEvent | PluginEvent | Result]:
         """Make a picture or several; yields events as they come and a `Result` last.
 
         Leaving the loop early cancels the job.
@@ -117,15 +125,50 @@ class Connection:
                     if name == "result":
                         ended = True
                         yield Result.from_plain(message["result"])
-                    elif name in EVENTS:
-                        yield from_plain(name, message)
+                    elif name not in EVENTS:
+                        yield _plugin_event(message)
+                    else:
+                        event = from_plain(name, message)
+                        if isinstance(event, JobEvent):
+                            yield event
         except (RemoteError, ConnectionLost):
             ended = True
             raise
         finally:
             job = self._jobs.pop(message_id, None)
             if not ended and job is not None:
-                await self._cancel(job)
+                await self._stop("cancel", job=job)
+            elif not ended:
+                self._abandoned.add(message_id)
+
+    async def subscribe(self, command: str, **params: Any) -> AsyncGenerator[PluginEvent | Event]:
+        """Run a command that goes on until one has enough of it, such as `stats.subscribe`; yields its events.
+
+        Leaving the loop ends the subscription.
+
+        Raises:
+            RemoteError: the host answered with an error.
+            ConnectionLost: the connection broke.
+        """
+        message_id = next(self._ids)
+        subscription: str | None = None
+        ended = False
+        try:
+            async with aclosing(self._run(message_id, command, params)) as messages:
+                async for message in messages:
+                    name = message["event"]
+                    if name == "subscribed":
+                        subscription = message["subscription"]
+                    elif name == "result":
+                        ended = True
+                    else:
+                        yield from_plain(name, message) if name in EVENTS else _plugin_event(message)
+        except (RemoteError, ConnectionLost):
+            ended = True
+            raise
+        finally:
+            if not ended and subscription is not None:
+                await self._stop("unsubscribe", subscription=subscription)
             elif not ended:
                 self._abandoned.add(message_id)
 
@@ -157,9 +200,10 @@ class Connection:
         with suppress(ConnectionClosed):  # `_listen` tells whoever waits
             await self._websocket.send(frame)
 
-    async def _cancel(self, job: str) -> None:
-        with suppress(ConnectionLost):  # then the host has cancelled it already
-            await self._send(next(self._ids), "cancel", {"job": job})
+    async def _stop(self, command: str, **params: Any) -> None:
+        """End what its reader has left."""
+        with suppress(ConnectionLost):  # then the host has ended it already
+            await self._send(next(self._ids), command, params)
 
     async def _listen(self, greeted: asyncio.Event) -> None:
         """Hand each message to the command that it answers, until the connection ends."""
@@ -190,10 +234,16 @@ class Connection:
         elif message_id in self._abandoned:
             self._abandoned.discard(message_id)
             if message["event"] == "accepted":
-                await self._cancel(message["job"])
+                await self._stop("cancel", job=message["job"])
+            elif message["event"] == "subscribed":
+                await self._stop("unsubscribe", subscription=message["subscription"])
         elif message_id is None:  # a frame of ours was refused before its id was known
             for answers in self._answers.values():
                 answers.put(message)
+
+
+def _plugin_event(message: dict[str, Any]) -> PluginEvent:
+    return PluginEvent(message["event"], {k: v for k, v in message.items() if k not in ("id", "event", "seq")})
 
 
 @asynccontextmanager

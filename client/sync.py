@@ -3,13 +3,13 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
-from ..core.events import Event
-from .connection import DEFAULT_URL, Connection, Result, connect
+from ..core.events import Event, JobEvent
+from .connection import DEFAULT_URL, Connection, PluginEvent, Result, connect
 
 T = TypeVar("T")
 
@@ -30,13 +30,21 @@ class SyncConnection:
         """See `Connection.call`."""
         return _wait(asyncio.run_coroutine_threadsafe(self._connection.call(command, **params), self._loop))
 
-    def generate(self, prompt: str, **fields: Any) -> Iterator[Event | Result]:
+    def generate(self, prompt: str, **fields: Any) -> Iterator[JobEvent | PluginEvent | Result]:
         """See `Connection.generate`."""
-        events: queue.SimpleQueue[Event | Result | None] = queue.SimpleQueue()
+        return self._stream(self._connection.generate(prompt, **fields))
+
+    def subscribe(self, command: str, **params: Any) -> Iterator[PluginEvent | Event]:
+        """See `Connection.subscribe`."""
+        return self._stream(self._connection.subscribe(command, **params))
+
+    def _stream(self, events_of: AsyncGenerator[T]) -> Iterator[T]:
+        """What an async generator yields, from the client's own thread."""
+        events: queue.SimpleQueue[T | None] = queue.SimpleQueue()
 
         async def collect() -> None:
             try:
-                async with aclosing(self._connection.generate(prompt, **fields)) as source:
+                async with aclosing(events_of) as source:
                     async for event in source:
                         events.put(event)
             finally:

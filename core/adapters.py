@@ -42,7 +42,7 @@ class LowRank:
     def added(self, layer: nn.Module, inputs: torch.Tensor, weight: float) -> torch.Tensor:
         """What is added to the layer's output for these inputs."""
         if isinstance(layer, nn.Conv2d):
-            low = functional.conv2d(inputs, self.down, None, layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
+            low = functional.conv2d(inputs, self.down, None, layer.stride, layer.padding, layer.dilation)
             return functional.conv2d(low, self.up) * (weight * self.scale)
         return functional.linear(functional.linear(inputs, self.down), self.up) * (weight * self.scale)
 
@@ -60,11 +60,13 @@ class Adapter:
         return sum(part.down.nbytes + part.up.nbytes for part in parts)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Adapter":
-        """The same adapter there, in that dtype."""
+        """The same adapter there, in that dtype; always a copy, since what was read may lie in the file's own pages."""
         return Adapter(
             {
                 component: {
-                    name: LowRank(part.down.to(device, dtype), part.up.to(device, dtype), part.scale)
+                    name: LowRank(
+                        part.down.to(device, dtype, copy=True), part.up.to(device, dtype, copy=True), part.scale
+                    )
                     for name, part in layers.items()
                 }
                 for component, layers in self.layers.items()

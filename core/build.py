@@ -63,11 +63,11 @@ class PipelineCall:
         return replace(self, extra=MappingProxyType({**self.extra, **arguments}))
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for the pipeline, all but the generator; those that say None are its own defaults."""
+        """Keyword arguments for the pipeline, all but the generator."""
         return {
             **self.extra,
             "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
+            "negative_prompt": self.negative_prompt or None,  # SDXL takes zeros for none, which an empty one is not
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
             "width": self.width,
@@ -106,7 +106,13 @@ def assemble(
         components: By name; those that the class does not know are left out, those that are missing are None.
         options: The model's own arguments for the class, such as `force_zeros_for_empty_prompt`.
     """
-    given: dict[str, Any] = {"requires_safety_checker": False, **options, **components, "scheduler": scheduler}
+    given: dict[str, Any] = {
+        "requires_safety_checker": False,
+        "add_watermarker": False,
+        **options,
+        **components,
+        "scheduler": scheduler,
+    }
     if controlnets:
         given["controlnet"] = controlnets[0] if len(controlnets) == 1 else list(controlnets)
     parameters = inspect.signature(pipeline.__init__).parameters.values()

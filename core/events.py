@@ -4,7 +4,6 @@ Life-cycle events are never lost. Events with `latest_wins` are: a newer one of 
 and kind replaces one that has not been sent yet, so a slow reader gets fewer of them, never late ones.
 """
 
-import functools
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -33,7 +32,8 @@ class Event:
     """Something that a command tells its client before its end; plugins derive their own from it.
 
     A field is a plain value (text, number, boolean, None, bytes, or lists and maps of them), a `Picture` or a
-    `Tensor`. Its class needs `name`, and `latest_wins` where a newer one makes an unsent older one worthless.
+    `Tensor`; none is called `id`, `event` or `seq`, which are the message's own. Its class needs `name`, and
+    `latest_wins` where a newer one makes an unsent older one worthless.
     """
 
     name: ClassVar[str]
@@ -147,7 +147,7 @@ class Latents(JobEvent):
 class Image(JobEvent):
     """A picture of the job is finished, as a PNG or as final latents: whichever was asked for.
 
-    `id` is the picture's in the host's image store, for requests that take it as an input; null for latents.
+    `image_id` is the picture's in the host's image store, for requests that take it as an input; null for latents.
     """
 
     name: ClassVar[str] = "image"
@@ -156,7 +156,7 @@ class Image(JobEvent):
     seed: int
     image: Picture | None
     latents: Tensor | None
-    id: str | None = None
+    image_id: str | None = None
 
 
 EVENTS: dict[str, type[Event]] = {
@@ -165,14 +165,19 @@ EVENTS: dict[str, type[Event]] = {
 """The host's own; plugins may add theirs."""
 
 
-@functools.cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
+_names: dict[type, tuple[str, ...]] = {}
+
+
+def _names_of(kind: Any) -> tuple[str, ...]:
+    """The fields of a dataclass, looked up once: this is done for every message."""
+    if kind not in _names:
+        _names[kind] = tuple(field.name for field in fields(kind))
+    return _names[kind]
 
 
 def to_plain(event: Event) -> dict[str, Any]:
     """An event as a map of plain values, without its name."""
-    return {name: _plain(getattr(event, name)) for name in _names(type(event))}
+    return {name: _plain(getattr(event, name)) for name in _names_of(type(event))}
 
 
 def from_plain(name: str, values: dict[str, Any]) -> Event:
@@ -182,7 +187,7 @@ def from_plain(name: str, values: dict[str, Any]) -> Event:
         KeyError: `name` is no event of this version.
     """
     kind = EVENTS[name]
-    known = {key: value for key, value in values.items() if key in _names(kind)}
+    known = {key: value for key, value in values.items() if key in _names_of(kind)}
     if known.get("image"):
         known["image"] = Picture(**known["image"])
     if known.get("latents"):
@@ -192,5 +197,5 @@ def from_plain(name: str, values: dict[str, Any]) -> Event:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Picture | Tensor):
-        return {name: getattr(value, name) for name in _names(type(value))}
+        return {name: getattr(value, name) for name in _names_of(type(value))}
     return value

@@ -24,6 +24,7 @@ class Family:
         controlnet_pipelines: The same with ControlNets; empty where the family has none here.
         scaling_factor: Of the family's published autoencoder, which `factors` were made for.
         factors: Latents to RGB, for previews; None: fitted for each autoencoder.
+        upcasts: Its autoencoder overflows in half precision, so it is kept in float32.
         flow: It was trained by flow matching, and needs a scheduler made for that.
         scheduler: Used where the host's default scheduler does not suit the family.
     """
@@ -33,6 +34,7 @@ class Family:
     controlnet_pipelines: Mapping[Task, str] = field(default_factory=dict)
     scaling_factor: float | None = None
     factors: LatentFactors | None = None
+    upcasts: bool = False
     flow: bool = False
     scheduler: str = "ddim"
 
@@ -67,6 +69,7 @@ FAMILIES: dict[str, Family] = {
         },
         scaling_factor=0.13025,
         factors=STABLE_DIFFUSION_XL,
+        upcasts=True,
     ),
     "StableDiffusion3Pipeline": Family(
         denoiser="transformer",

@@ -1,5 +1,6 @@
 """Where weights that clients name may come from: the configured folders, and the hub where the owner allowed it."""
 
+import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,8 +37,7 @@ def find(files: FileSettings, name: str, field: str = "path") -> Path:
         return _from_hub(name, field)
     if not inside:
         raise _refused(name, field, f"{name!r:.200} leads out of the host's folders; name a path below files.roots")
-    hint = _known(roots)
-    raise _refused(name, field, f"there is no {name!r:.200} in the host's folders{hint}")
+    raise _refused(name, field, f"there is no {name!r:.200} in the host's folders; {_nearest(name, roots)}")
 
 
 def _exists(path: Path) -> bool:
@@ -47,12 +47,15 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _known(roots: Iterable[Path]) -> str:
-    """What a client could name, one level down."""
-    names = sorted(
-        {str(path.relative_to(root)) for root in roots for path in root.glob("*/*") if path.name != "README.md"}
-    )
-    return f"; there are {', '.join(names[:20])}" if names else ""
+def _nearest(name: str, roots: Iterable[Path]) -> str:
+    """What a client could have meant: the weights two levels down, but for parts of whole models."""
+    found = {str(file.relative_to(root)): file for root in roots for file in root.glob("*/*.safetensors")}
+    found |= {
+        str(file.parent.relative_to(root)): file.parent for root in roots for file in root.glob("*/*/*.safetensors")
+    }
+    names = [name for name, path in found.items() if not (path.parent / "model_index.json").exists()]
+    near = difflib.get_close_matches(name[:200], names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(names)[:20]) or 'none'}"
 
 
 def _from_hub(name: str, field: str) -> Path:

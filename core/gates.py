@@ -98,7 +98,8 @@ class ControlNetGate(Gate):
         known = run.memory.get((self, id(hint)))
         if known is None:
             known = run.memory[self, id(hint)] = (hint, self._embed(hint))  # the hint itself keeps its id taken
-        return known[1]
+        embedded: torch.Tensor = known[1]
+        return embedded
 
     def _embed_once(self, conditioning: torch.Tensor) -> torch.Tensor:
         """In the ControlNet's forward: leave alone what is embedded already."""

@@ -126,10 +126,7 @@ class Host:
 
     def client_left(self, client: str) -> None:
         """Let plugins forget a client whose connection has ended; on the event loop."""
-        try:
-            self.plugins.call("client_left", ClientContext(client))
-        except LatentwireError:
-            log.exception("a plugin could not forget client %s", client)
+        self.plugins.tell("client_left", ClientContext(client))
 
     def warm_up(self) -> None:
         """Load the default model and run two steps through it, so that the first client waits for nothing."""

@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+from weakref import WeakSet
 
 import diffusers
 import torch
@@ -21,12 +22,15 @@ import transformers
 
 from .adapters import Adapter, Weighted
 from .build import PipelineBuild
+from .checkpoint import Checkpoint, describe_checkpoint, load_part
 from .errors import InvalidParams, LatentwireError, ModelLoadError, NotLoaded, UnknownModel
 from .families import FAMILIES, Family
 from .gates import gated_parts, install_gate
+from .offload import offload
 from .previews import Previewer, TinyDecoder, factors_for
 from .settings import ModelSettings
 from .shelf import Loaded, Shelf
+from .upcast import keep_upcast
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +38,23 @@ LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 SKIPPED = {"scheduler", "safety_checker", "feature_extractor", "image_encoder"}
 NOTES_FILE = "latentwire.json"
 PREVIEWER_FOLDER = "previewer"
+PREVIEWER_DTYPE = "float32"  # whatever the model has: it paints in a worker thread
 
 # One load at a time: accelerate, which both libraries load with, swaps a method of nn.Module for the whole process.
 LOADING = threading.Lock()
 
 Kind = Literal["controlnet", "adapter"]
 """What can be brought to a model's own components."""
+
+
+class Key(NamedTuple):
+    """What lies on the shelf: a component of a model, or something brought for it, which has a number from 1."""
+
+    model: str
+    component: str
+    dtype: str
+    number: int = 0
+
 
 Progress = Callable[[str, int, int], None]
 """Is told a component's name, its place among all, from 1, and how many there are."""
@@ -54,7 +69,8 @@ class ModelCard:
     """What can be known of a model without loading its weights."""
 
     name: str
-    folder: Path
+    path: Path  # a folder, or the file that `checkpoint` describes
+    checkpoint: Checkpoint | None
     family: str
     parts: Mapping[str, tuple[str, str]]  # component -> (library, class)
     configs: Mapping[str, Mapping[str, Any]]  # of the denoiser and the autoencoder, by component
@@ -92,9 +108,9 @@ class Brought:
     load: Callable[[str], Loaded]
     number: int
 
-    def key(self, dtype: str) -> tuple[Any, ...]:
+    def key(self, dtype: str) -> Key:
         """Where it is on the shelf for a build of that dtype."""
-        return (self.model, self.kind, self.name, self.dtype or dtype, self.number)
+        return Key(self.model, self.kind, self.dtype or dtype, self.number)
 
 
 @dataclass(frozen=True)
@@ -106,7 +122,7 @@ class Lease:
     previewer: Previewer
     controlnets: tuple[Any, ...]
     adapters: tuple[Weighted, ...]
-    keys: tuple[Any, ...]
+    keys: tuple[Key, ...]
 
 
 class ModelStore:
@@ -131,8 +147,9 @@ class ModelStore:
         self._lock = threading.Lock()
         self._cards: dict[str, ModelCard] = {}
         self._brought: dict[tuple[Kind, str], Brought] = {}
-        self._numbers = itertools.count()
-        self.shelf = Shelf(budget, changed)
+        self._numbers = itertools.count(1)
+        self._turns: dict[str, WeakSet[torch.nn.Module]] = {}
+        self.shelf: Shelf[Key] = Shelf(budget, changed)
 
     def names(self) -> list[str]:
         """The configured models."""
@@ -148,7 +165,7 @@ class ModelStore:
         if name not in self._models:
             raise UnknownModel(f"there is no model {name!r}; models: {', '.join(self._models)}")
         if name not in self._cards:
-            self._cards[name] = _read_card(name, self._models[name].path)
+            self._cards[name] = _read_card(name, self._models[name])
         return self._cards[name]
 
     def dtype_of(self, name: str) -> str:
@@ -167,9 +184,9 @@ class ModelStore:
         card = self.card(build.model)
         named = [self._find("controlnet", name, build.model) for name in build.controlnets]
         weighted = [(self._find("adapter", name, build.model), weight) for name, weight in build.adapters]
-        keys: list[Any] = []
+        keys: list[Key] = []
 
-        def take(key: Any, load: Callable[[], Loaded], announce: Callable[[], None] = lambda: None) -> Any:
+        def take(key: Key, load: Callable[[], Loaded], announce: Callable[[], None] = lambda: None) -> Any:
             value = self.shelf.take(key, load, announce)
             keys.append(key)
             return value
@@ -179,8 +196,9 @@ class ModelStore:
             for part, name in enumerate(card.parts, start=1):
                 load = partial(self._load_component, card, name, build.dtype)
                 announce = partial(progress, name, part, len(card.parts))
-                components[name] = take((card.name, name, build.dtype), load, announce)
-            previewer = take((card.name, PREVIEWER_FOLDER), lambda: Loaded(_load_previewer(card, components["vae"])))
+                components[name] = take(Key(card.name, name, build.dtype), load, announce)
+            paint = Key(card.name, PREVIEWER_FOLDER, PREVIEWER_DTYPE)
+            previewer = take(paint, lambda: Loaded(_load_previewer(card, components["vae"])))
             controlnets = [take(net.key(build.dtype), partial(self._load_brought, net, build.dtype)) for net in named]
             adapters = [
                 (take(adapter.key(build.dtype), partial(self._load_brought, adapter, build.dtype)), weight)
@@ -256,7 +274,7 @@ class ModelStore:
             brought = self._brought.get((kind, name))
         if brought is None:
             raise NotLoaded(self._not_loaded(kind, name))
-        keys = [key for key in self.shelf.contents() if key[-1:] == (brought.number,) and key[1] == kind]
+        keys = [key for key in self.shelf.contents() if key.number == brought.number]
         done = self.shelf.put_away(keys, when_free)
         with self._lock:
             self._brought.pop((kind, name), None)
@@ -269,7 +287,7 @@ class ModelStore:
         contents = self.shelf.contents()
         rows = []
         for brought in all_of_kind:
-            mine = [entry for key, entry in contents.items() if key[-1:] == (brought.number,) and key[1] == kind]
+            mine = [entry for key, entry in contents.items() if key.number == brought.number]
             rows.append(
                 {
                     "name": brought.name,
@@ -284,12 +302,11 @@ class ModelStore:
 
     def loaded(self) -> list[dict[str, Any]]:
         """The loaded components of models: model, component, dtype, bytes, leases."""
-        rows = []
-        for (model, component, *rest), (_, nbytes, users) in self.shelf.contents().items():
-            if len(rest) < 2 and nbytes:
-                dtype = rest[0] if rest else "float32"
-                rows.append({"model": model, "component": component, "dtype": dtype, "bytes": nbytes, "leases": users})
-        return rows
+        return [
+            {"model": key.model, "component": key.component, "dtype": key.dtype, "bytes": nbytes, "leases": users}
+            for key, (_, nbytes, users) in self.shelf.contents().items()
+            if nbytes and not key.number
+        ]
 
     def _find(self, kind: Kind, name: str, model: str) -> Brought:
         with self._lock:
@@ -306,13 +323,32 @@ class ModelStore:
         return f"no {kind} {name!r:.80} is loaded; loaded: {', '.join(names) or 'none'}"
 
     def _load_component(self, card: ModelCard, name: str, dtype: str) -> Loaded:
-        module = _load(card, name, dtype, self._device)
+        library, class_name = card.parts[name]
         settings = self._models[card.name]
+        try:
+            component = _read_component(card, name)
+            if isinstance(component, torch.nn.Module):
+                upcast = name == "vae" and card.row.upcasts and dtype != "float32"
+                device = torch.device("cpu") if settings.cpu_offload else self._device
+                to_device(component, device, "float32" if upcast else dtype)
+                if upcast:
+                    keep_upcast(component)
+        except Exception as error:
+            message = f"model {card.name!r}: cannot load {name} ({library}.{class_name}): {error}"
+            raise ModelLoadError(message) from error
+        if class_name == "CLIPTextModel" and not hasattr(component, "text_model"):
+            # transformers 5 dropped this level, and diffusers' clip_skip still goes through it; not as a submodule
+            component.__dict__["text_model"] = component
         if name == "vae" and settings.vae_slicing:
-            module.enable_slicing()
+            component.enable_slicing()
         if name == "vae" and settings.vae_tiling:
-            module.enable_tiling()
-        return Loaded(module)
+            component.enable_tiling()
+        if settings.cpu_offload and isinstance(component, torch.nn.Module):
+            offload(component, name, self._device, self._turns.setdefault(card.name, WeakSet()))
+        for part in gated_parts(component):
+            install_gate(part, name)
+        log.info("loaded %s of model %s as %s", name, card.name, dtype)
+        return Loaded(component)
 
     def _load_brought(self, brought: Brought, dtype: str) -> Loaded:
         """A brought thing on the host's device, with a gate where it is a module."""
@@ -333,71 +369,81 @@ class ModelStore:
         return loaded
 
 
-def _read_card(name: str, folder: Path) -> ModelCard:
+def _read_card(name: str, settings: ModelSettings) -> ModelCard:
+    try:
+        if settings.path.is_file():
+            return _card_of_file(name, settings)
+        return _card_of_folder(name, settings.path)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        problem = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        raise ModelLoadError(f"model {name!r} cannot be used: {problem}") from error
+
+
+def _card_of_file(name: str, settings: ModelSettings) -> ModelCard:
+    checkpoint = describe_checkpoint(settings.path, settings.config, settings.prediction_type)
+    return ModelCard(
+        name=name,
+        path=settings.path,
+        checkpoint=checkpoint,
+        family=checkpoint.family,
+        parts=checkpoint.parts,
+        configs=checkpoint.configs,
+        scheduler_config=checkpoint.scheduler_config,
+        options=checkpoint.options,
+        defaults={},
+        description=f"{settings.path.name} ({checkpoint.layout})",
+        size=checkpoint.size,
+    )
+
+
+def _card_of_folder(name: str, folder: Path) -> ModelCard:
     def read(file: str) -> dict[str, Any]:
         content = json.loads((folder / file).read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"{file} holds no map")
         return content
 
-    try:
-        index = read("model_index.json")
-        scheduler_config = read("scheduler/scheduler_config.json")
-        notes: dict[str, Any] = {}
-        with suppress(FileNotFoundError):
-            notes = read(NOTES_FILE)
-        family = index["_class_name"]
-        if family not in FAMILIES:
-            raise ValueError(f"it is a {family}; this host runs {', '.join(FAMILIES)}")
-        denoiser = FAMILIES[family].denoiser
-        configs = {part: read(f"{part}/config.json") for part in (denoiser, "vae")}
-        parts = {
+    index = read("model_index.json")
+    notes: dict[str, Any] = {}
+    with suppress(FileNotFoundError):
+        notes = read(NOTES_FILE)
+    family = index["_class_name"]
+    if family not in FAMILIES:
+        raise ValueError(f"it is a {family}; this host runs {', '.join(FAMILIES)}")
+    denoiser = FAMILIES[family].denoiser
+    configs = {part: read(f"{part}/config.json") for part in (denoiser, "vae")}
+    return ModelCard(
+        name=name,
+        path=folder,
+        checkpoint=None,
+        family=family,
+        parts={
             key: (value[0], value[1])
             for key, value in index.items()
             if isinstance(value, list) and key not in SKIPPED and value[1] is not None
-        }
-        options = {
-            key: value for key, value in index.items() if not key.startswith("_") and not isinstance(value, list)
-        }
-        return ModelCard(
-            name=name,
-            folder=folder,
-            family=family,
-            parts=parts,
-            configs=configs,
-            scheduler_config=scheduler_config,
-            options=options,
-            defaults=notes.get("defaults", {}),
-            description=notes.get("description", ""),
-            size=configs[denoiser]["sample_size"] * 2 ** (len(configs["vae"]["block_out_channels"]) - 1),
-        )
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        problem = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-        raise ModelLoadError(f"model {name!r} cannot be used: {problem}") from error
+        },
+        configs=configs,
+        scheduler_config=read("scheduler/scheduler_config.json"),
+        options={k: value for k, value in index.items() if not k.startswith("_") and not isinstance(value, list)},
+        defaults=notes.get("defaults", {}),
+        description=notes.get("description", ""),
+        size=configs[denoiser]["sample_size"] * 2 ** (len(configs["vae"]["block_out_channels"]) - 1),
+    )
 
 
-def _load(card: ModelCard, name: str, dtype: str, device: torch.device) -> Any:
-    """Load one component and put gates before its forwards."""
+def _read_component(card: ModelCard, name: str) -> Any:
+    """A tokenizer, or a module in float32, as the model's files have it."""
+    if card.checkpoint is not None:
+        with LOADING:
+            return load_part(card.checkpoint, name)
     library, class_name = card.parts[name]
-    try:
-        kind = getattr(LIBRARIES[library], class_name)
-        folder = card.folder / name
-        if issubclass(kind, transformers.PreTrainedTokenizerBase):
-            return kind.from_pretrained(folder, local_files_only=True)
-        if not issubclass(kind, diffusers.ModelMixin | transformers.PreTrainedModel):
-            raise ValueError(f"{class_name} is no model class")
-        module = read_module(kind, folder)
-        to_device(module, device, dtype)
-    except Exception as error:
-        message = f"model {card.name!r}: cannot load {name} ({library}.{class_name}): {error}"
-        raise ModelLoadError(message) from error
-    if class_name == "CLIPTextModel" and not hasattr(module, "text_model"):
-        # transformers 5 dropped this level, and diffusers' clip_skip still goes through it; not as a submodule
-        module.__dict__["text_model"] = module
-    for part in gated_parts(module):
-        install_gate(part, name)
-    log.info("loaded %s of model %s as %s", name, card.name, dtype)
-    return module
+    kind = getattr(LIBRARIES[library], class_name)
+    folder = card.path / name
+    if issubclass(kind, transformers.PreTrainedTokenizerBase):
+        return kind.from_pretrained(folder, local_files_only=True)
+    if not issubclass(kind, diffusers.ModelMixin | transformers.PreTrainedModel):
+        raise ValueError(f"{class_name} is no model class")
+    return read_module(kind, folder)
 
 
 def to_device(module: torch.nn.Module, device: torch.device, dtype: str) -> None:
@@ -408,8 +454,8 @@ def to_device(module: torch.nn.Module, device: torch.device, dtype: str) -> None
 
 def _load_previewer(card: ModelCard, vae: Any) -> Previewer:
     """The tiny decoder that the model brings, or else a linear map."""
-    folder = card.folder / PREVIEWER_FOLDER
-    if not folder.is_dir():
+    folder = card.path / PREVIEWER_FOLDER
+    if not folder.is_dir():  # nor has a checkpoint file one
         return factors_for(card.row, vae)
     try:
         tiny = read_module(diffusers.AutoencoderTiny, folder)

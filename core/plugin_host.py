@@ -26,7 +26,7 @@ from .registry import PluginRegistry, Registry
 from .settings import PluginSettings, parse
 from .settings import Settings as HostSettings  # `from latentwire import *` brings it into a plugin's module
 
-BUILT_IN = ("clip_skip", "img2img", "controlnet", "lora")
+BUILT_IN = ("img2img", "controlnet", "lora", "clip_skip", "stats", "http_api")
 
 Source = Literal["built-in", "installed", "file"]
 
@@ -76,6 +76,14 @@ class PluginHost:
             PluginError: a plugin raised; names it and the hook.
         """
         getattr(self._manager.hook, hook)(context=context)
+
+    def tell(self, hook: str, context: Any) -> None:
+        """Run one hook of every plugin, whatever the others raise; what they do goes to the log."""
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            try:
+                implementation.function(context)
+            except LatentwireError:
+                log.exception("hook %s failed", hook)
 
     def listens(self, hook: str) -> bool:
         """Whether any plugin implements the hook; what nobody listens to need not be prepared."""

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
@@ -162,6 +162,10 @@ class PluginRegistry:
         """Make an event of the plugin's own known, so that `describe` lists it; a dataclass derived from `Event`."""
         if not (isinstance(event, type) and issubclass(event, Event) and is_dataclass(event)):
             raise PluginError(f"an event must be a dataclass derived from Event, got {event!r:.80}", plugin=self.plugin)
+        taken = {"id", "event", "seq"} & {part.name for part in fields(event)}
+        if taken:
+            message = f"event {event.name!r} has a field {taken.pop()!r}, which every message has; choose another name"
+            raise PluginError(message, plugin=self.plugin)
         self._add(self.events, event.name, event)
 
     def add_preprocessor(

@@ -82,13 +82,20 @@ class FileSettings(Section):
 
 
 class ModelSettings(Section):
-    """A model in diffusers' folder format."""
+    """A model: a folder in diffusers' format, or one checkpoint file of Stable Diffusion 1.x, 2.x or SDXL."""
 
     path: Path
+    config: Path | None = Field(
+        None, description="for a checkpoint file of unusual shape: a folder with configs in diffusers' format"
+    )
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = Field(
+        None, description="for a checkpoint file that does not say it: what the UNet predicts"
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float32 on a CPU, float16 on a GPU"
     )
     vae_slicing: bool = Field(False, description="decode the pictures of a batch one by one, for less memory")
+    cpu_offload: bool = Field(False, description="keep components in main memory, on the GPU only while they work")
     vae_tiling: bool = Field(False, description="encode and decode large pictures in tiles, for less memory")
 
 
@@ -234,8 +241,9 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     plugins = values.get("plugins")
     entries = [*(models.values() if isinstance(models, dict) else []), *(plugins if isinstance(plugins, list) else [])]
     for entry in entries:
-        if isinstance(entry, dict) and isinstance(entry.get("path"), str):
-            entry["path"] = _absolute(folder, entry["path"])
+        for key in ("path", "config"):
+            if isinstance(entry, dict) and isinstance(entry.get(key), str):
+                entry[key] = _absolute(folder, entry[key])
 
 
 def _absolute(folder: Path, path: str) -> Path:

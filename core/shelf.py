@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from .errors import InUse
 from .memory import bytes_of, give_back
@@ -52,7 +52,10 @@ class _Slot:
         return self.loading.done() and self.loading.exception() is None
 
 
-class Shelf:
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Shelf(Generic[Key]):
     """All loaded things of one host.
 
     Args:
@@ -64,13 +67,13 @@ class Shelf:
         self._budget = budget
         self._changed = changed
         self._lock = threading.Lock()
-        self._slots: dict[Hashable, _Slot] = {}
+        self._slots: dict[Key, _Slot] = {}
         self._clock = itertools.count()
         self.loads = 0
         self.hits = 0
 
     def take(
-        self, key: Hashable, load: Callable[[], Loaded], announce: Callable[[], None] = _nothing, expected: int = 0
+        self, key: Key, load: Callable[[], Loaded], announce: Callable[[], None] = _nothing, expected: int = 0
     ) -> Any:
         """A thing, in use until it is given back; loaded by whoever asks first, the others wait for that one load.
 
@@ -111,7 +114,7 @@ class Shelf:
             announce()
         return slot.loading.result()
 
-    def give_back(self, keys: Iterable[Hashable]) -> None:
+    def give_back(self, keys: Iterable[Key]) -> None:
         """End one use of each."""
         leaving = []
         with self._lock:
@@ -125,7 +128,7 @@ class Shelf:
         self._make_room(0)
         self._changed()
 
-    def put_away(self, keys: Iterable[Hashable], when_free: bool = False) -> bool:
+    def put_away(self, keys: Iterable[Key], when_free: bool = False) -> bool:
         """Put things away that are there; True when that is done, False when it is left to their last users.
 
         Raises:
@@ -143,7 +146,7 @@ class Shelf:
         self._changed()
         return not users
 
-    def contents(self) -> dict[Hashable, tuple[Any, int, int]]:
+    def contents(self) -> dict[Key, tuple[Any, int, int]]:
         """Everything loaded: the thing, its bytes, and how many use it."""
         with self._lock:
             loaded = {key: slot for key, slot in self._slots.items() if slot.loaded}

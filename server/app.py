@@ -53,11 +53,12 @@ def create_app(host: Host) -> Starlette:
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
     async def home(_: Request) -> Response:
-        return HTMLResponse(page(sorted(file.stem for file in DOCS.glob("*.md"))))
+        names = sorted(str(file.relative_to(DOCS).with_suffix("")) for file in DOCS.rglob("*.md"))
+        return HTMLResponse(page(names))
 
     async def doc(request: Request) -> Response:
         file = DOCS / f"{request.path_params['name']}.md"
-        if file not in DOCS.glob("*.md"):
+        if file not in DOCS.rglob("*.md"):
             return PlainTextResponse("no such page", 404)
         return FileResponse(file, media_type="text/plain; charset=utf-8")
 
@@ -66,7 +67,7 @@ def create_app(host: Host) -> Starlette:
         Route("/healthz", health),
         Route("/readyz", ready),
         Route("/", home),
-        Route("/docs/{name}", doc),
+        Route("/docs/{name:path}", doc),
     ]
     app = Starlette(lifespan=lifespan, routes=routes + plugin_routes(host))
     origins = host.settings.server.allowed_origins

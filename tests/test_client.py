@@ -20,6 +20,7 @@ from latentwire.client import (
     ConnectionLost,
     Image,
     Latents,
+    PluginEvent,
     Preview,
     RemoteError,
     Result,
@@ -56,7 +57,7 @@ async def test_generate_yields_typed_events_and_a_result_last(served: Served) ->
         "ddim",
         "fast",
     )
-    assert {event.job for event in events} == {result.job}
+    assert {event.job for event in events if not isinstance(event, PluginEvent)} == {result.job}
     image = events[-2]
     assert isinstance(image, Image)
     assert image.image is not None
@@ -161,6 +162,7 @@ async def test_a_job_that_another_command_cancels_raises_cancelled(served: Serve
     async with connect(served.url) as host:
         events = host.generate("red apple", **LONG)
         accepted = await anext(events)
+        assert isinstance(accepted, Accepted)
         await host.call("cancel", job=accepted.job)
         with pytest.raises(RemoteError, match=r"^cancelled: "):
             _ = [event async for event in events]
@@ -326,7 +328,7 @@ async def test_whoever_is_silent_is_no_host(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @in_loop
-async def test_what_a_newer_host_adds_is_left_out() -> None:
+async def test_what_a_newer_host_adds_to_events_is_left_out_and_its_new_events_come_as_they_are() -> None:
     result = Result("j", 1, [1], "m", "s", "fast", 1.0)
     answers: list[dict[str, Any]] = [
         {"event": "accepted", "job": "j", "seeds": [1], "new": 1},
@@ -343,7 +345,7 @@ async def test_what_a_newer_host_adds_is_left_out() -> None:
 
     async with false_host(act) as url, connect(url) as host:
         events = [event async for event in host.generate("red apple")]
-    assert events == [Accepted("j", [1]), result]
+    assert events == [Accepted("j", [1]), PluginEvent("brand_new", {"job": "j"}), result]
 
 
 @pytest.mark.parametrize("statement", ["import latentwire, latentwire.client", "from latentwire import connect"])

@@ -24,7 +24,7 @@ from .conftest import Served, running_host
 from .pages import PAGES, README, ROOT, blocks, defaults_of, json_default, models_in, section, subheadings, table
 
 ALL_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "training/README.md", "models/emoji/README.md")]
-ALL_PAGES += sorted((ROOT / "docs").glob("*.md"))
+ALL_PAGES += sorted((ROOT / "docs").rglob("*.md"))
 DEFAULT_URL = "ws://127.0.0.1:8000/ws"
 
 
@@ -58,6 +58,7 @@ CONTEXTS = {
     "modify_call": hookspecs.CallContext,
     "step_finished": hookspecs.StepContext,
     "image_finished": hookspecs.ImageContext,
+    "client_left": hookspecs.ClientContext,
 }
 
 

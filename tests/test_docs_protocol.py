@@ -22,7 +22,7 @@ from latentwire.client import Accepted
 from latentwire.core import commands
 from latentwire.core.describe import error_codes
 from latentwire.core.events import EVENTS, to_plain
-from latentwire.core.requests import Mode
+from latentwire.core.requests import GenerateRequest, Mode
 from latentwire.core.schedulers import DIFFUSERS
 from latentwire.core.settings import Settings
 from latentwire.server import codec, outbox, serve, session
@@ -35,6 +35,10 @@ MESSAGES: list[dict[str, Any]] = [json.loads(block) for block in blocks(PAGES["p
 COMMANDS = [message for message in MESSAGES if "command" in message]
 RESULTS = {message["id"]: message["result"] for message in MESSAGES if message.get("event") == "result"}
 JOB_EVENTS = [message for message in MESSAGES if message.get("event") in EVENTS]
+
+
+# commands that need more than to be sent: see the tests below
+APART = ("generate", "cancel", "pipeline.subscribe", "unsubscribe", "images.put")
 
 
 def talk(url: str, *messages: dict[str, Any]) -> list[dict[str, Any]]:
@@ -92,18 +96,19 @@ def test_every_example_is_a_message_of_a_known_kind() -> None:
 
 def test_the_commands_documented_are_those_of_the_host(host: Host) -> None:
     assert subheadings(section(PAGES["protocol"], "Commands")) == [*dict.fromkeys(m["command"] for m in COMMANDS[1:])]
-    assert {message["command"] for message in COMMANDS} == host.registry.commands.keys()
+    own = {name for name, entry in host.registry.commands.items() if entry.plugin == "latentwire"}
+    assert {message["command"] for message in COMMANDS} == own
 
 
 @pytest.mark.parametrize("message", COMMANDS, ids=lambda message: message["command"])
 def test_command_examples_are_valid(host: Host, message: dict[str, Any]) -> None:
     assert message.keys() == {"id", "command", "params"}
-    host.registry.commands[message["command"]].params.model_validate(message["params"])
+    host.registry.commands[message["command"]].params.model_validate(with_bytes(message["params"]))
 
 
-def test_the_fields_of_generate_are_documented_with_their_defaults(host: Host) -> None:
+def test_the_fields_of_generate_are_documented_with_their_defaults() -> None:
     documented = table(section(PAGES["protocol"], "`generate`"))
-    known = dict(defaults_of(host.request_model))
+    known = dict(defaults_of(GenerateRequest))
     modes = set(TypeAdapter(Mode).json_schema()["enum"])
     assert documented.keys() == known.keys() | modes
     for name, default in known.items():
@@ -111,13 +116,13 @@ def test_the_fields_of_generate_are_documented_with_their_defaults(host: Host) -
             assert json_default(documented[name][0]) == default, name
 
 
-def test_one_example_of_generate_uses_every_field(host: Host) -> None:
+def test_one_example_of_generate_uses_every_field() -> None:
     full = max((message["params"] for message in COMMANDS if message["command"] == "generate"), key=len)
-    assert set(paths_of(full)) >= dict(defaults_of(host.request_model)).keys()
+    assert set(paths_of(full)) >= dict(defaults_of(GenerateRequest)).keys()
 
 
 def test_the_events_documented_are_those_of_the_host() -> None:
-    assert subheadings(section(PAGES["protocol"], "Events of a job")) == list(EVENTS)
+    assert subheadings(section(PAGES["protocol"], "Events")) == list(EVENTS)
     assert {message["event"] for message in JOB_EVENTS} == EVENTS.keys()
 
 
@@ -163,6 +168,8 @@ def test_the_limits_documented_are_those_of_the_program() -> None:
         f"`limits.jobs_per_client`, {limits.jobs_per_client} ",
         f"`limits.jobs`, {limits.jobs} ",
         f"`limits.pixels`, {math.isqrt(limits.pixels)} x {math.isqrt(limits.pixels)}",
+        f"`limits.input_pixels`, {math.isqrt(limits.input_pixels)} x {math.isqrt(limits.input_pixels)}",
+        f"`limits.images_mib`, {limits.images_mib} MiB",
         f"{outbox.MAX_WAITING:,} messages",
         f"{outbox.MAX_WAITING_BYTES >> 20} MiB of pictures",
         f"{session.SEND_TIMEOUT_S:g} seconds",
@@ -207,7 +214,7 @@ def test_real_messages_look_as_documented(served: Served) -> None:
         "command": "generate",
         "params": {"prompt": "red apple", "num_inference_steps": 2, "stream": stream},
     }
-    others = [message for message in COMMANDS if message["command"] not in ("generate", "cancel")]
+    others = [message for message in COMMANDS if message["command"] not in APART]
     got = talk(served.url, wrong, right, *others)
     assert_same_shape(MESSAGES[0], got[0], "hello")
     assert [message["seq"] for message in got] == list(range(1, len(got) + 1))
@@ -220,7 +227,42 @@ def test_real_messages_look_as_documented(served: Served) -> None:
         for example in (example for example in JOB_EVENTS if example["event"] == message["event"]):
             assert example.keys() == message.keys()
     assert {message["id"] for message in got if message["event"] == "result"} == {3, *(other["id"] for other in others)}
-    assert {message["event"] for message in got} >= EVENTS.keys() - {"loading"}
+    assert {message["event"] for message in got} >= EVENTS.keys() - {"loading", "subscribed", "state"}
+
+
+def test_a_real_subscription_looks_as_documented(served: Served) -> None:
+    subscribe, unsubscribe = (
+        next(message for message in COMMANDS if message["command"] == name)
+        for name in ("pipeline.subscribe", "unsubscribe")
+    )
+    with connect(served.url, subprotocols=[Subprotocol(codec.SUBPROTOCOL)], max_size=None) as websocket:
+
+        def receive() -> dict[str, Any]:
+            frame = websocket.recv()
+            assert isinstance(frame, bytes)
+            return codec.decode_trusted(frame)
+
+        receive()
+        websocket.send(codec.encode(subscribe))
+        subscribed, state = receive(), receive()
+        assert (subscribed["event"], state["event"]) == ("subscribed", "state")
+        pipeline_state = next(message["id"] for message in COMMANDS if message["command"] == "pipeline.state")
+        assert_same_shape(RESULTS[pipeline_state], state["state"], "state")
+        params = {"subscription": subscribed["subscription"]}
+        websocket.send(codec.encode(unsubscribe | {"params": params}))
+        ends = {message["id"]: message for message in (receive(), receive())}
+    assert {number: message["result"] for number, message in ends.items()} == {
+        subscribe["id"]: params,
+        unsubscribe["id"]: params,
+    }
+
+
+def test_a_real_upload_looks_as_documented(served: Served) -> None:
+    (example,) = (message for message in COMMANDS if message["command"] == "images.put")
+    buffer = io.BytesIO()
+    PILImage.new("RGB", (128, 128), "red").save(buffer, "png")
+    got = talk(served.url, example | {"params": {"data": buffer.getvalue()}})
+    assert_same_shape(RESULTS[example["id"]], got[-1]["result"], "images.put")
 
 
 def test_a_real_cancellation_looks_as_documented(served: Served) -> None:

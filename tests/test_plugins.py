@@ -1,6 +1,7 @@
 """Plugins on a real host: what they may change, and what happens when they fail."""
 
 import asyncio
+import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -11,7 +12,6 @@ import torch
 from latentwire import Host
 from latentwire.core.errors import InvalidParams, LatentwireError, PluginError
 from latentwire.core.events import Event, Image, Step
-from latentwire.core.plugin_host import hook_names
 
 from .conftest import running_host
 
@@ -47,7 +47,7 @@ RAISES = """
 
 
 @pytest.mark.parametrize("error", ["ValueError", "SystemExit", "KeyboardInterrupt"])
-@pytest.mark.parametrize("hook", [name for name in hook_names() if name != "register"])
+@pytest.mark.parametrize("hook", ["modify_build", "modify_call", "step_finished", "image_finished"])
 def test_a_plugin_that_raises_fails_only_its_own_job_and_is_named(tmp_path: Path, hook: str, error: str) -> None:
     guard = "if context.request.prompt != 'mine': return"
     source = RAISES.format(hook=hook, argument="context", error=error, guard=guard)
@@ -142,10 +142,37 @@ def test_hooks_run_in_the_order_of_the_settings(tmp_path: Path) -> None:
         assert b"secondfirst" in picture(generate(host)[1])
 
 
+def test_a_plugin_that_cannot_forget_a_client_keeps_no_other_from_it(tmp_path: Path) -> None:
+    first = plugin(
+        tmp_path,
+        "first",
+        """
+        @hookimpl
+        def client_left(context):
+            raise SystemExit("on purpose")
+    """,
+    )
+    second = plugin(
+        tmp_path,
+        "second",
+        """
+        gone = []
+
+        @hookimpl
+        def client_left(context):
+            gone.append(context.client)
+    """,
+    )
+    with running_host(plugins=[first, second]) as host:
+        host.client_left("somebody")
+        assert sys.modules["latentwire_plugin_second"].gone == ["somebody"]
+
+
 def test_a_disabled_plugin_does_not_run(tmp_path: Path) -> None:
     entry = plugin(tmp_path, "broken", "raise ValueError") | {"enabled": False}
     with running_host(plugins=[entry, {"name": "clip_skip", "enabled": False}]) as host:
-        assert {report.state for report in host.plugins.reports} == {"disabled"}
+        states = {report.name: report.state for report in host.plugins.reports}
+        assert (states["broken"], states["clip_skip"]) == ("disabled", "disabled")
         assert "clip_skip" not in host.request_model.model_fields
 
 

@@ -170,8 +170,11 @@ def _load(host: Host, params: LoadParams, model: str) -> dict[str, Any]:
         file, reason = choose(path)
     except ValueError as error:
         raise ModelLoadError(f"cannot load LoRA {params.path!r}: {error}") from error
-    name = params.name or path.stem
-    notes = {"path": params.path, "file": file.name, "chosen": reason}
+    within = file.name if file == path else file.relative_to(path).as_posix()
+    if file.resolve() != file and not host.settings.files.hub:  # the hub's cache is made of links
+        host.find_file(f"{params.path}/{within}")
+    name = params.name or (Path(params.path).name or path.name).removesuffix(".safetensors")[:200]
+    notes = {"path": params.path, "file": within, "chosen": reason}
     return host.store.bring("adapter", name, model, partial(_read, host, model, file), notes=notes)
 
 

@@ -8,20 +8,30 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+from diffusers.utils.state_dict_utils import StateDictType
 
 from latentwire import Adapter, LowRank, read_weights
 
 # peft's own files say nothing of the component
 BARE = "base_model.model."
-FOREIGN = {"dora_scale": "DoRA", "hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "LoCon with a middle matrix"}
+FOREIGN = {
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "lora_mid": "LoCon with a middle matrix",
+}
+KEY = re.compile(r".+\.((lora_down|lora_up|lora_A|lora_B|down|up)\.weight|alpha)")
+DOWN = re.compile(r"(.+)\.(lora_down|lora_A|lora\.down)\.weight")
+LAYER_PATTERN = re.compile(r"\^?([\w.]+)\$?")
 
 
 def choose(path: Path) -> tuple[Path, str]:
     """The file that a path means, and why that one.
 
-    In a folder it is the one with the highest training step: the last number in its name, or in that of its folder
-    where trainers write `checkpoint-500/pytorch_lora_weights.safetensors`.
+    In a folder it is the one with the highest training step: the last number in its name, or in that of its own
+    folder where trainers write `checkpoint-500/pytorch_lora_weights.safetensors`.
 
     Raises:
         ValueError: there is none, or no telling which.
@@ -36,11 +46,13 @@ def choose(path: Path) -> tuple[Path, str]:
     if len(files) == 1:
         return files[0], "it is the only one there"
     steps = {file: step for file in files if (step := _step(file, path)) is not None}
-    if not steps:
-        names = ", ".join(file.name for file in files[:10])
-        raise ValueError(f"none of the files in {path.name} has a training step in its name; name one of {names}")
-    best = max(steps, key=lambda file: steps[file])
-    return best, f"{steps[best]} is the highest training step of {len(files)} files"
+    highest = max(steps.values(), default=None)
+    best = [file for file in files if highest is None or steps.get(file) == highest]
+    if len(best) > 1:
+        problem = "no training step in its name" if highest is None else f"the same training step, {highest}"
+        names = ", ".join(str(file.relative_to(path)) for file in best[:10])
+        raise ValueError(f"each of {len(best)} files in {path.name} has {problem}; name one of {names}")
+    return best[0], f"{highest} is the highest training step of {len(files)} files"
 
 
 def read_adapter(file: Path, components: Mapping[str, Any]) -> Adapter:
@@ -55,19 +67,24 @@ def read_adapter(file: Path, components: Mapping[str, Any]) -> Adapter:
             raise ValueError(f"{file.name} is a {kind}; this host reads plain LoRA")
     if not any("lora" in key for key in tensors):
         raise ValueError(f"{file.name} holds no LoRA, its first tensor is {next(iter(tensors), 'missing')}")
+    odd = next((key for key in tensors if not KEY.fullmatch(key)), None)
+    if odd is not None:
+        raise ValueError(f"{file.name} has a tensor {odd!r:.200}, which plain LoRA has not")
     settings = _settings(file, metadata)
+    # of an autoencoder a pipeline calls the halves, not the whole
+    modules = {name: part for name, part in components.items() if isinstance(part, torch.nn.Module) and name != "vae"}
     if all(key.startswith(BARE) for key in tensors):
-        tensors = _with_component(tensors, components)
-    unet = components.get("unet")
-    state, alphas = StableDiffusionXLPipeline.lora_state_dict(tensors, unet_config=unet and unet.config)
+        tensors = _with_component(tensors, modules)
+    alphas = _take_alphas(tensors)
+    state = _in_diffusers_keys(file, tensors, components)
     found: dict[str, dict[str, LowRank]] = {}
     for component in dict.fromkeys(key.split(".")[0] for key in state):
-        module = components.get(component)
-        if not isinstance(module, torch.nn.Module):
-            raise ValueError(f"{file.name} is for another kind of model: it changes {component}, which this one lacks")
+        if component not in modules:
+            known = ", ".join(modules)
+            raise ValueError(f"{file.name} is for another kind of model: it changes {component}, not {known}")
         pairs = _pairs(component, state)
-        layers = dict(module.named_modules())
-        scales = _scales(component, pairs, alphas or {}, settings)
+        layers = dict(modules[component].named_modules())
+        scales = _scales(component, pairs, alphas, settings)
         found[component] = {}
         for key, (down, up) in pairs.items():
             name = _layer(key, layers)
@@ -80,7 +97,7 @@ def read_adapter(file: Path, components: Mapping[str, Any]) -> Adapter:
 
 
 def _step(file: Path, folder: Path) -> int | None:
-    numbers = re.findall(r"\d+", file.stem) or (re.findall(r"\d+", file.parent.name) if file.parent != folder else [])
+    numbers = re.findall(r"\d+", file.stem if file.parent == folder else file.parent.name)
     return int(numbers[-1]) if numbers else None
 
 
@@ -99,14 +116,34 @@ def _settings(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return settings
 
 
-def _with_component(tensors: Mapping[str, torch.Tensor], components: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _with_component(tensors: Mapping[str, torch.Tensor], modules: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """peft's keys with the name of the component that has such layers."""
     stripped = {key.removeprefix(BARE): value for key, value in tensors.items()}
     first = next(iter(stripped)).rpartition(".lora_")[0]
-    for name, module in components.items():
-        if isinstance(module, torch.nn.Module) and _layer(first, dict(module.named_modules())) is not None:
+    for name, module in modules.items():
+        if _layer(first, dict(module.named_modules())) is not None:
             return {f"{name}.{key}": value for key, value in stripped.items()}
     raise ValueError(f"it is for another kind of model: this one has no {first}")
+
+
+def _take_alphas(tensors: dict[str, torch.Tensor]) -> dict[int, float]:
+    """Take the alphas out; each by the id of its layer's first tensor, since that outlives every change of keys."""
+    downs = {match[1]: value for key, value in tensors.items() if (match := DOWN.fullmatch(key))}
+    return {id(down): tensors.pop(f"{name}.alpha").item() for name, down in downs.items() if f"{name}.alpha" in tensors}
+
+
+def _in_diffusers_keys(
+    file: Path, tensors: dict[str, torch.Tensor], components: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    unet = components.get("unet")
+    try:
+        state, _ = StableDiffusionXLPipeline.lora_state_dict(tensors, unet_config=unet and unet.config)
+    except (LookupError, ValueError) as error:  # which may go on for pages
+        raise ValueError(
+            f"{file.name} is no LoRA that diffusers understands: {' '.join(str(error).split()):.200}"
+        ) from error
+    converted: dict[str, torch.Tensor] = state
+    return converted
 
 
 def _pairs(component: str, state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -114,9 +151,8 @@ def _pairs(component: str, state: Mapping[str, torch.Tensor]) -> dict[str, tuple
     mine = {key.removeprefix(f"{component}."): value for key, value in state.items() if key.startswith(f"{component}.")}
     if not any(".lora_A." in key for key in mine):
         if component.startswith("text_encoder"):
-            mine = convert_state_dict_to_peft(convert_state_dict_to_diffusers(mine))
-        else:
-            mine = convert_unet_state_dict_to_peft(mine)
+            mine = convert_state_dict_to_peft(mine, StateDictType.DIFFUSERS_OLD)
+        mine = convert_unet_state_dict_to_peft(mine)
     odd = [key for key in mine if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
     if odd:
         raise ValueError(f"its tensor {component}.{odd[0]} is not understood")
@@ -128,29 +164,30 @@ def _pairs(component: str, state: Mapping[str, torch.Tensor]) -> dict[str, tuple
 
 
 def _scales(
-    component: str, pairs: Mapping[str, Any], alphas: Mapping[str, float], settings: Mapping[str, Any]
+    component: str,
+    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    alphas: Mapping[int, float],
+    settings: Mapping[str, Any],
 ) -> dict[str, float]:
     """alpha / rank of each layer; 1 where the file does not say."""
-    known = {_plain(key.removeprefix(f"{component}.").removesuffix(".alpha")): alpha for key, alpha in alphas.items()}
 
     def setting(name: str, default: Any) -> Any:
-        return settings.get(f"{component}.{name}", settings.get(name, default))
+        found = settings.get(f"{component}.{name}", settings.get(name))
+        return default if found is None else found
 
+    patterns: dict[str, float] = {}
+    for pattern, alpha in setting("alpha_pattern", {}).items():
+        plain = LAYER_PATTERN.fullmatch(pattern)
+        if plain is None:
+            raise ValueError(f"its alpha_pattern {pattern!r:.200} is no layer's name")
+        patterns[plain[1]] = alpha
     scales = {}
     for name, (down, _) in pairs.items():
         rank = down.shape[0]
-        patterns = setting("alpha_pattern", {})
-        near = [value for pattern, value in patterns.items() if name == pattern or name.endswith(f".{pattern}")]
-        alpha = known.get(_plain(name), near[0] if near else setting("lora_alpha", rank))
+        near = [alpha for layer, alpha in patterns.items() if f".{name}".endswith(f".{layer}")]
+        alpha = alphas.get(id(down), near[0] if near else setting("lora_alpha", rank))
         scales[name] = float(alpha) / (rank**0.5 if setting("use_rslora", False) else rank)
     return scales
-
-
-def _plain(name: str) -> str:
-    """A layer's name without what the formats put between its parts."""
-    for mark in (".processor", ".lora", "_lora", ".to_out.0"):
-        name = name.replace(mark, ".to_out" if mark == ".to_out.0" else "")
-    return name
 
 
 def _layer(name: str, layers: Mapping[str, Any]) -> str | None:
