@@ -14,10 +14,8 @@ import diffusers
 import torch
 import transformers
 from diffusers.loaders import single_file_utils
-from safetensors import SafetensorError, safe_open
 
-MAX_HEADER_BYTES = 16 << 20
-MAX_TENSORS = 20_000
+from .weights import open_weights
 
 LAYOUTS = Path(__file__).parents[1] / "models" / "layouts"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
@@ -95,10 +93,8 @@ def describe_checkpoint(path: Path, config: Path | None = None, prediction_type:
         ValueError: It is no such file, it is damaged, or it holds something else.
         OSError: It cannot be read.
     """
-    with _open(path) as file:
+    with open_weights(path) as file:
         names = list(file.keys())
-        if len(names) > MAX_TENSORS:
-            raise ValueError(f"{path.name} holds {len(names)} tensors; at most {MAX_TENSORS} are looked at")
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         layout = _layout_of(path.name, shapes)
         said = _said_of_noise(file, shapes)
@@ -160,7 +156,7 @@ def load_part(checkpoint: Checkpoint, name: str, dtype: torch.dtype = torch.floa
         return clip_tokenizer(**{key: config[key] for key in ("pad_token", "model_max_length") if key in config})
 
     tensors = {}
-    with _open(checkpoint.path) as file:
+    with open_weights(checkpoint.path) as file:
         for key in _names_of(checkpoint, name, file.keys()):
             tensor = file.get_tensor(key)
             if not tensor.is_floating_point():
@@ -227,24 +223,6 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>", model_max_length: int = 77)
         pad_token=pad_token,
         model_max_length=model_max_length,
     )
-
-
-def _open(path: Path) -> Any:
-    """Open a safetensors file whose header is not absurdly large; that library checks all else of it."""
-    with path.open("rb") as file:
-        start = file.read(8)
-    size = int.from_bytes(start, "little")
-    if MAX_HEADER_BYTES < size < path.stat().st_size:
-        limit = MAX_HEADER_BYTES >> 20
-        raise ValueError(f"the header of {path.name} is {size >> 20} MiB long; at most {limit} MiB are read")
-    if len(start) < 8 or size > MAX_HEADER_BYTES:
-        pickled = start.startswith((b"PK\3\4", b"\x80"))
-        hint = ": it is a pickle, which could run any code" if pickled else ""
-        raise ValueError(f"{path.name} is no safetensors file{hint}")
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or no safetensors file: {error}") from error
 
 
 def _layout_of(file: str, shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -2,14 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .errors import InvalidParams
-from .settings import MODELS_FOLDER, FileSettings
+from .errors import InvalidParams, SettingsError
+from .settings import MODELS_FOLDER, FileSettings, ModelSettings
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-WEIGHTS = ["*.json", "*.txt", "*.safetensors"]
+WEIGHTS = ["*.json", "*.safetensors"]
+MODEL = ["*.json", "*/*.txt", "*/*.safetensors"]  # not what lies beside the folders: the same as one large file
+VARIANTS = ["*.fp16.*", "*.non_ema.*", "*onnx*", "*flax*", "*openvino*"]
 
 
 def find(files: FileSettings, name: str, field: str = "path") -> Path:
@@ -29,15 +31,19 @@ def find(files: FileSettings, name: str, field: str = "path") -> Path:
         candidates = [(root / name).resolve() for root in roots]  # an absolute name stays what it is
     except (OSError, RuntimeError) as error:
         raise _refused(name, field, f"{name!r:.200} is no path: {error}") from error
-    inside = [path for path in candidates if any(path.is_relative_to(root) for root in roots)]
-    for path in inside:
-        if _exists(path):
+    for path in candidates:
+        if _inside(path, roots) and _exists(path):
             return path
     if files.hub and HUB_ID.fullmatch(name):
         return _from_hub(name, field)
-    if not inside:
+    linked = any(_exists(root / name) for root in roots)  # there, and yet not inside
+    if linked or not any(_inside(path, roots) for path in candidates):
         raise _refused(name, field, f"{name!r:.200} leads out of the host's folders; name a path below files.roots")
     raise _refused(name, field, f"there is no {name!r:.200} in the host's folders; {_nearest(name, roots)}")
+
+
+def _inside(path: Path, roots: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
 
 
 def _exists(path: Path) -> bool:
@@ -47,24 +53,47 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _nearest(name: str, roots: Iterable[Path]) -> str:
+def _nearest(name: str, roots: Sequence[Path]) -> str:
     """What a client could have meant: the weights two levels down, but for parts of whole models."""
-    found = {str(file.relative_to(root)): file for root in roots for file in root.glob("*/*.safetensors")}
-    found |= {
-        str(file.parent.relative_to(root)): file.parent for root in roots for file in root.glob("*/*/*.safetensors")
-    }
-    names = [name for name, path in found.items() if not (path.parent / "model_index.json").exists()]
+    files = [file for root in roots for file in root.glob("*/*.safetensors")]
+    folders = [file.parent for root in roots for file in root.glob("*/*/*.safetensors")]
+    folders = [folder for folder in folders if not (folder.parent / "model_index.json").exists()]
+    found = [path for path in dict.fromkeys(files + folders) if _inside(path.resolve(), roots)]
+    names = [str(path.relative_to(root)) for path in found for root in roots if path.is_relative_to(root)]
     near = difflib.get_close_matches(name[:200], names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(names)[:20]) or 'none'}"
 
 
-def _from_hub(name: str, field: str) -> Path:
-    from huggingface_hub import snapshot_download
+def local_models(models: Mapping[str, ModelSettings]) -> dict[str, ModelSettings]:
+    """The models, those from the hub downloaded, with a progress bar in the terminal.
 
+    Raises:
+        SettingsError: the hub does not give one, and it is not here from an earlier time.
+    """
+    local = {}
+    for name, model in models.items():
+        if model.hub is None:
+            local[name] = model
+            continue
+        try:
+            path = _download(model.hub, MODEL)
+        except Exception as error:
+            raise SettingsError(f"models.{name}.hub: the hub gives no {model.hub!r}: {error!s:.300}") from error
+        local[name] = model.model_copy(update={"path": path})
+    return local
+
+
+def _from_hub(name: str, field: str) -> Path:
     try:
-        return Path(snapshot_download(name, allow_patterns=WEIGHTS))
+        return _download(name, WEIGHTS)
     except Exception as error:
         raise _refused(name, field, f"the hub gives no {name!r}: {type(error).__name__}: {error!s:.300}") from error
+
+
+def _download(hub_id: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download  # takes a while to import, and few need it
+
+    return Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=VARIANTS))
 
 
 def _refused(name: str, field: str, message: str) -> InvalidParams:

@@ -74,12 +74,12 @@ class ControlNetGate(Gate):
 
     def wait(self, run: RunGreenlet, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._signature.bind(*args, **kwargs).arguments
-        sample, as_tuple = call["sample"], call.get("return_dict") is False
+        sample, hint, as_tuple = call["sample"], call["controlnet_cond"], call.get("return_dict") is False
         if as_tuple and call.get("conditioning_scale") == 0:
             return self._silence(sample)
         call = {name: self._cast(value) for name, value in call.items()}
         if self._net.config.controlnet_conditioning_channel_order == "rgb":  # the other order is turned in the forward
-            call["controlnet_cond"] = self._embedded(run, call["controlnet_cond"])
+            call["controlnet_cond"] = self._embedded(run, hint)
         output = super().wait(run, (), call)
         if self._net.dtype == sample.dtype or not as_tuple:
             return output
@@ -97,7 +97,8 @@ class ControlNetGate(Gate):
         """The hint's embedding; the pipeline gives the same tensor at each step."""
         known = run.memory.get((self, id(hint)))
         if known is None:
-            known = run.memory[self, id(hint)] = (hint, self._embed(hint))  # the hint itself keeps its id taken
+            # the hint itself keeps its id taken
+            known = run.memory[self, id(hint)] = (hint, self._embed(self._cast(hint)))
         embedded: torch.Tensor = known[1]
         return embedded
 

@@ -15,7 +15,7 @@ from .commands import CommandContext, register_core, validate
 from .engine import Engine
 from .errors import HostClosing, InternalError, LatentwireError, PluginError, SettingsError, UnknownCommand
 from .events import EVENTS, Event
-from .files import find
+from .files import find, local_models
 from .hookspecs import ClientContext
 from .image_store import ImageStore
 from .jobs import JobTable
@@ -61,7 +61,7 @@ class Host:
         self.subscriptions = Subscriptions()
         self.state_subscriptions: set[Subscription] = set()
         memory = settings.engine.memory_mib
-        self.store = ModelStore(settings.models, self.device, memory and memory << 20, self.state_changed)
+        self.store = ModelStore(local_models(settings.models), self.device, memory and memory << 20, self.state_changed)
         self.images = ImageStore(settings.limits.images_mib << 20)
         self.engine = Engine(settings.engine.max_batch_rows, settings.engine.reproducible_rows)
         self.jobs = JobTable(settings.limits)

@@ -325,14 +325,14 @@ class ModelStore:
     def _load_component(self, card: ModelCard, name: str, dtype: str) -> Loaded:
         library, class_name = card.parts[name]
         settings = self._models[card.name]
+        upcast = name == "vae" and card.row.upcasts and dtype != "float32"
+        kept = "float32" if upcast else dtype
         try:
-            component = _read_component(card, name)
+            component = _read_component(card, name, kept)
             if isinstance(component, torch.nn.Module):
-                upcast = name == "vae" and card.row.upcasts and dtype != "float32"
-                device = torch.device("cpu") if settings.cpu_offload else self._device
-                to_device(component, device, "float32" if upcast else dtype)
-                if upcast:
-                    keep_upcast(component)
+                to_device(component, torch.device("cpu") if settings.cpu_offload else self._device, kept)
+            if upcast:
+                keep_upcast(component)
         except Exception as error:
             message = f"model {card.name!r}: cannot load {name} ({library}.{class_name}): {error}"
             raise ModelLoadError(message) from error
@@ -370,20 +370,21 @@ class ModelStore:
 
 
 def _read_card(name: str, settings: ModelSettings) -> ModelCard:
+    assert settings.path is not None, "a model from the hub is a local folder by now"
     try:
         if settings.path.is_file():
-            return _card_of_file(name, settings)
+            return _card_of_file(name, settings, settings.path)
         return _card_of_folder(name, settings.path)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         problem = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
         raise ModelLoadError(f"model {name!r} cannot be used: {problem}") from error
 
 
-def _card_of_file(name: str, settings: ModelSettings) -> ModelCard:
-    checkpoint = describe_checkpoint(settings.path, settings.config, settings.prediction_type)
+def _card_of_file(name: str, settings: ModelSettings, file: Path) -> ModelCard:
+    checkpoint = describe_checkpoint(file, settings.config, settings.prediction_type)
     return ModelCard(
         name=name,
-        path=settings.path,
+        path=file,
         checkpoint=checkpoint,
         family=checkpoint.family,
         parts=checkpoint.parts,
@@ -391,7 +392,7 @@ def _card_of_file(name: str, settings: ModelSettings) -> ModelCard:
         scheduler_config=checkpoint.scheduler_config,
         options=checkpoint.options,
         defaults={},
-        description=f"{settings.path.name} ({checkpoint.layout})",
+        description=f"{file.name} ({checkpoint.layout})",
         size=checkpoint.size,
     )
 
@@ -431,11 +432,11 @@ def _card_of_folder(name: str, folder: Path) -> ModelCard:
     )
 
 
-def _read_component(card: ModelCard, name: str) -> Any:
-    """A tokenizer, or a module in float32, as the model's files have it."""
+def _read_component(card: ModelCard, name: str, dtype: str) -> Any:
+    """A tokenizer, or a module on the CPU in that dtype or float32, as the model's files have it."""
     if card.checkpoint is not None:
         with LOADING:
-            return load_part(card.checkpoint, name)
+            return load_part(card.checkpoint, name, getattr(torch, dtype))
     library, class_name = card.parts[name]
     kind = getattr(LIBRARIES[library], class_name)
     folder = card.path / name

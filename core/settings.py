@@ -84,7 +84,8 @@ class FileSettings(Section):
 class ModelSettings(Section):
     """A model: a folder in diffusers' format, or one checkpoint file of Stable Diffusion 1.x, 2.x or SDXL."""
 
-    path: Path
+    path: Path | None = None
+    hub: str | None = Field(None, description="in place of path: a hub id, downloaded when the host starts")
     config: Path | None = Field(
         None, description="for a checkpoint file of unusual shape: a folder with configs in diffusers' format"
     )
@@ -97,6 +98,12 @@ class ModelSettings(Section):
     vae_slicing: bool = Field(False, description="decode the pictures of a batch one by one, for less memory")
     cpu_offload: bool = Field(False, description="keep components in main memory, on the GPU only while they work")
     vae_tiling: bool = Field(False, description="encode and decode large pictures in tiles, for less memory")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("wanted either path, a folder or file, or hub, a hub id")
+        return self
 
 
 class PluginSettings(Section):

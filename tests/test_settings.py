@@ -159,7 +159,7 @@ def test_so_do_the_environment_and_the_command_line(
         ('[defaults]\nmode = "fastest"', "defaults.mode: Input should be 'exact', 'reproducible' or 'fast'"),
         ('[defaults]\nmodel = "sdxl"', "defaults.model is 'sdxl'; models has ['emoji']"),
         ("[limits]\njobs = 0", "limits.jobs: Input should be greater than or equal to 1, got 0"),
-        ('[models.sd]\ndtype = "auto"', "models.sd.path: Field required"),
+        ('[models.sd]\ndtype = "auto"', "models.sd: wanted either path, a folder or file, or hub, a hub id"),
         ('[models.sd]\npath = "x\\u0000"', "cannot be used"),
         ('[models.sd]\npath = "~nobody-of-this-name/x"', "cannot be used"),
         ("[server", "cannot read"),
