@@ -43,6 +43,7 @@ class Job:
     created: float = field(default_factory=monotonic)
     steps_done: int = 0
     _runs: list[Run] = field(default_factory=list)
+    _before_end: list[Callable[[], None]] = field(default_factory=list)
     _pictures_done: set[int] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -69,11 +70,21 @@ class Job:
                 self._runs.append(run)
             return not self.outcome.done()
 
+    def before_end(self, call: Callable[[], None]) -> None:
+        """Have something done before anyone hears of the end; at once where the job is over."""
+        with self._lock:
+            over = self.outcome.done()
+            if not over:
+                self._before_end.append(call)
+        if over:
+            call()
+
     def finish(self, result: dict[str, Any]) -> None:
         """End well; without effect on a job that has ended."""
         with self._lock:
             if not self.outcome.done():
                 self.state = "finished"
+                self._leave()
                 self.outcome.set_result(result)
                 self._runs.clear()
 
@@ -89,11 +100,16 @@ class Job:
             self.state = "cancelled" if isinstance(error, JobCancelled) else "failed"
             # without causes and frames, which hold tensors for as long as anybody holds the error
             error.__cause__ = error.__context__ = None
+            self._leave()
             self.outcome.set_exception(error.with_traceback(None))
             for run in self._runs:
                 run.stop(JobCancelled(f"job {self.id} has ended"))
             self._runs.clear()
         return True
+
+    def _leave(self) -> None:
+        while self._before_end:
+            self._before_end.pop()()
 
 
 class JobTable:

@@ -185,30 +185,34 @@ class ModelStore:
         named = [self._find("controlnet", name, build.model) for name in build.controlnets]
         weighted = [(self._find("adapter", name, build.model), weight) for name, weight in build.adapters]
         keys: list[Key] = []
+        total = len(card.parts) + len(named) + len(weighted)
 
-        def take(key: Key, load: Callable[[], Loaded], announce: Callable[[], None] = lambda: None) -> Any:
-            value = self.shelf.take(key, load, announce)
+        def take(key: Key, name: str, load: Callable[[], Loaded]) -> Any:
+            value = self.shelf.take(key, load, partial(progress, name, len(keys) + 1, total))
             keys.append(key)
             return value
 
+        def take_brought(brought: Brought) -> Any:
+            load = partial(self._load_brought, brought, build.dtype)
+            return take(brought.key(build.dtype), f"{brought.kind} {brought.name}", load)
+
         try:
-            components: dict[str, Any] = {}
-            for part, name in enumerate(card.parts, start=1):
-                load = partial(self._load_component, card, name, build.dtype)
-                announce = partial(progress, name, part, len(card.parts))
-                components[name] = take(Key(card.name, name, build.dtype), load, announce)
+            components = {
+                name: take(
+                    Key(card.name, name, build.dtype), name, partial(self._load_component, card, name, build.dtype)
+                )
+                for name in card.parts
+            }
+            controlnets = tuple(take_brought(net) for net in named)
+            adapters = tuple((take_brought(adapter), weight) for adapter, weight in weighted)
             paint = Key(card.name, PREVIEWER_FOLDER, PREVIEWER_DTYPE)
-            previewer = take(paint, lambda: Loaded(_load_previewer(card, components["vae"])))
-            controlnets = [take(net.key(build.dtype), partial(self._load_brought, net, build.dtype)) for net in named]
-            adapters = [
-                (take(adapter.key(build.dtype), partial(self._load_brought, adapter, build.dtype)), weight)
-                for adapter, weight in weighted
-            ]
+            previewer = self.shelf.take(paint, lambda: Loaded(_load_previewer(card, components["vae"])))
+            keys.append(paint)
         except BaseException:
             self.shelf.give_back(keys)
             raise
         optional = dict.fromkeys(SKIPPED - {"scheduler"})
-        return Lease(card, optional | components, previewer, tuple(controlnets), tuple(adapters), tuple(keys))
+        return Lease(card, optional | components, previewer, controlnets, adapters, tuple(keys))
 
     def release(self, lease: Lease) -> None:
         """Give a lease back; call it once."""

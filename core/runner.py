@@ -121,7 +121,7 @@ class Runner:
             self._check_scheduler(build.scheduler, card)
             pipeline_class(card.family, build)  # refuse it before anything is loaded
             lease = self._store.lease(build, lambda *at: job.emit(Loading(job.id, build.model, *at)))
-            job.outcome.add_done_callback(partial(lambda held, _: self._store.release(held), lease))
+            job.before_end(partial(self._store.release, lease))  # whoever hears of the end may unload what it used
             calls = [self._call_for(job, index, build, lease) for index in range(len(job.seeds))]
             job.emit(Started(job.id, build.model, build.scheduler, self.mode_for(job.request)))
             for index, call in enumerate(calls):

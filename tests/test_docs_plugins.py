@@ -1,7 +1,9 @@
 """docs/plugins/, held against the built-in plugins: a page each, with every command, field, event and setting."""
 
 import json
+import re
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,9 @@ import pytest
 from latentwire import Host
 from latentwire.core.plugin_host import BUILT_IN
 
-from .pages import PAGES, PLUGIN_PAGES, blocks, section
+from .pages import PAGES, PLUGIN_PAGES, ROOT, blocks, section
+
+TESTS = sorted((ROOT / "tests").glob("test_*.py"))
 
 
 def test_every_built_in_plugin_has_a_page_that_the_overview_links_to() -> None:
@@ -51,3 +55,14 @@ def _with_bytes(value: Any) -> Any:
     if isinstance(value, dict):
         return bytes(value["$bytes"]) if "$bytes" in value else {key: _with_bytes(part) for key, part in value.items()}
     return [_with_bytes(part) for part in value] if isinstance(value, list) else value
+
+
+def test_every_feature_names_a_test_and_a_command_that_exist(host: Host) -> None:
+    names = set(re.findall(r"^(?:async )?def (test_\w+)", "".join(map(Path.read_text, TESTS)), re.M))
+    rows = re.findall(r"^\| (?!the script|---|\|---)(.*) \|$", PAGES["features"], re.M)
+    assert len(rows) > 20
+    for row in rows:
+        *_, test = row.split(" | ")
+        assert test.strip("`") in names | {"test"}, row
+    script = section(PAGES["features"], "Features").split("## ")[0]
+    assert set(re.findall(r"\| \[?`([a-z_.]+)`", script)) <= host.registry.commands.keys()
