@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .core.hookspecs import BuildContext, CallContext, ClientContext, ImageContext, StepContext, hookimpl
     from .core.host import Host
     from .core.images import encode
-    from .core.model_store import read_module
+    from .core.model_store import LOADING, read_module
     from .core.pictures import Resize, read_picture, resized
     from .core.registry import PluginRegistry
     from .core.requests import GenerateRequest, ImageInput, Strict, Whole
@@ -43,6 +43,7 @@ _HOME = {
     "InUse": "core.errors",
     "InvalidParams": "core.errors",
     "JobEvent": "core.events",
+    "LOADING": "core.model_store",
     "LatentwireError": "core.errors",
     "Loaded": "core.shelf",
     "LowRank": "core.adapters",
@@ -73,6 +74,7 @@ _HOME = {
 }
 
 __all__ = [
+    "LOADING",
     "Adapter",
     "BuildContext",
     "CallContext",

@@ -55,9 +55,19 @@ class Run:
     _waiting: Waiting | None = field(default=None, repr=False)
     _stop: LatentwireError | None = field(default=None, repr=False)
 
+    def forget(self) -> None:
+        """Let go of all that the call used; whoever still holds the run must not hold a model."""
+        self._waiting = self._greenlet = self._stop = None  # the last one's traceback leads through the call
+        self.call = self.done = _over
+        self.adapters = ()
+
     def stop(self, reason: LatentwireError) -> None:
         """End the run with `reason` before its next forward; from any thread, without effect on an ended run."""
         self._stop = reason
+
+
+def _over(*_: Any) -> None:
+    """In place of what a run has done."""
 
 
 @dataclass
@@ -253,10 +263,11 @@ class Engine:
 
     def _finish(self, run: Run, result: Any, error: BaseException | None) -> None:
         self.figures.runs_finished += 1
-        run._waiting = run._greenlet = None
+        done = run.done
+        run.forget()
         for outcome in ((result, error), (None, InternalError("the run's end could not be told; see the host's log"))):
             try:
-                run.done(*outcome)
+                done(*outcome)
                 return
             except BaseException:
                 log.exception("a run's end could not be told")

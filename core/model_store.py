@@ -23,7 +23,7 @@ import transformers
 from .adapters import Adapter, Weighted
 from .build import PipelineBuild
 from .checkpoint import Checkpoint, describe_checkpoint, load_part
-from .errors import InvalidParams, LatentwireError, ModelLoadError, NotLoaded, UnknownModel
+from .errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, UnknownModel
 from .families import FAMILIES, Family
 from .gates import gated_parts, install_gate
 from .offload import offload
@@ -40,8 +40,9 @@ NOTES_FILE = "latentwire.json"
 PREVIEWER_FOLDER = "previewer"
 PREVIEWER_DTYPE = "float32"  # whatever the model has: it paints in a worker thread
 
-# One load at a time: accelerate, which both libraries load with, swaps a method of nn.Module for the whole process.
 LOADING = threading.Lock()
+"""Held by whoever makes modules: accelerate, which both libraries load with, swaps a method of nn.Module for the whole
+process while it does. Hold nothing else meanwhile, and lease nothing."""
 
 Kind = Literal["controlnet", "adapter"]
 """What can be brought to a model's own components."""
@@ -147,6 +148,7 @@ class ModelStore:
         self._lock = threading.Lock()
         self._cards: dict[str, ModelCard] = {}
         self._brought: dict[tuple[Kind, str], Brought] = {}
+        self._bringing: set[tuple[Kind, str]] = set()
         self._numbers = itertools.count(1)
         self._turns: dict[str, WeakSet[torch.nn.Module]] = {}
         self.shelf: Shelf[Key] = Shelf(budget, changed)
@@ -193,8 +195,11 @@ class ModelStore:
             return value
 
         def take_brought(brought: Brought) -> Any:
-            load = partial(self._load_brought, brought, build.dtype)
-            return take(brought.key(build.dtype), f"{brought.kind} {brought.name}", load)
+            key = brought.key(build.dtype)
+            value = take(key, f"{brought.kind} {brought.name}", partial(self._load_brought, brought, build.dtype))
+            if self._brought.get((brought.kind, brought.name)) is not brought:  # unloaded since: this was its last use
+                self.shelf.put_away([key], when_free=True)
+            return value
 
         try:
             components = {
@@ -254,18 +259,19 @@ class ModelStore:
         own = self.dtype_of(model)
         with self._lock:
             brought = Brought(kind, name, model, dtype, dict(notes), load, next(self._numbers))
-            if (kind, name) in self._brought:
-                message = f"a loaded {kind} is already called {name!r}; unload it, or choose another name"
+            if (kind, name) in self._brought or (kind, name) in self._bringing:
+                message = f"a {kind} is already called {name!r}; unload it, or choose another name"
                 raise InvalidParams(message, [{"path": ["name"], "message": message, "got": name}])
-            self._brought[kind, name] = brought
+            self._bringing.add((kind, name))
         try:
             self.shelf.take(brought.key(own), partial(self._load_brought, brought, own))
-        except BaseException:
             with self._lock:
-                del self._brought[kind, name]
-            raise
+                self._brought[kind, name] = brought
+        finally:
+            with self._lock:
+                self._bringing.discard((kind, name))
         self.shelf.give_back([brought.key(own)])
-        return next(row for row in self.brought(kind) if row["name"] == name)
+        return self._row(brought)
 
     def drop(self, kind: Kind, name: str, when_free: bool = False) -> bool:
         """Unload what was brought under a name; False where it waits for the last job that uses it.
@@ -275,34 +281,36 @@ class ModelStore:
             InUse: jobs use it, and `when_free` is false.
         """
         with self._lock:
-            brought = self._brought.get((kind, name))
+            brought = self._brought.pop((kind, name), None)  # from now on no lease finds it
         if brought is None:
             raise NotLoaded(self._not_loaded(kind, name))
-        keys = [key for key in self.shelf.contents() if key.number == brought.number]
-        done = self.shelf.put_away(keys, when_free)
-        with self._lock:
-            self._brought.pop((kind, name), None)
-        return done
+        try:
+            return self.shelf.put_away(self._keys_of(brought), when_free)
+        except InUse:
+            with self._lock:
+                self._brought[kind, name] = brought
+                self._brought = dict(sorted(self._brought.items(), key=lambda entry: entry[1].number))
+            raise
 
     def brought(self, kind: Kind) -> list[dict[str, Any]]:
         """What was brought, in order: name, model, dtype, bytes, leases, and its notes."""
         with self._lock:
             all_of_kind = [brought for (this, _), brought in self._brought.items() if this == kind]
-        contents = self.shelf.contents()
-        rows = []
-        for brought in all_of_kind:
-            mine = [entry for key, entry in contents.items() if key.number == brought.number]
-            rows.append(
-                {
-                    "name": brought.name,
-                    "model": brought.model,
-                    "dtype": brought.dtype or self.dtype_of(brought.model),
-                    "bytes": sum(nbytes for _, nbytes, _ in mine),
-                    "leases": sum(users for *_, users in mine),
-                    **brought.notes,
-                }
-            )
-        return rows
+        return [self._row(brought) for brought in all_of_kind]
+
+    def _row(self, brought: Brought) -> dict[str, Any]:
+        mine = [entry for key, entry in self.shelf.contents().items() if key.number == brought.number]
+        return {
+            "name": brought.name,
+            "model": brought.model,
+            "dtype": brought.dtype or self.dtype_of(brought.model),
+            "bytes": sum(nbytes for _, nbytes, _ in mine),
+            "leases": sum(users for *_, users in mine),
+            **brought.notes,
+        }
+
+    def _keys_of(self, brought: Brought) -> list[Key]:
+        return [key for key in self.shelf.contents() if key.number == brought.number]
 
     def loaded(self) -> list[dict[str, Any]]:
         """The loaded components of models: model, component, dtype, bytes, leases."""

@@ -1,11 +1,10 @@
 """Pictures that clients send: checked before their pixels are read, and brought to a size."""
 
 import io
-import warnings
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import InvalidParams
 
@@ -32,23 +31,21 @@ def read_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if not data:
         raise InvalidParams("the picture is an empty file; wanted a PNG, JPEG or WebP")
+    too_large = f"wanted at most {max_pixels} pixels in all; make it smaller"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is checked here, and an odd but readable file is no error
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
-            if picture.width * picture.height > max_pixels:
-                size = f"{picture.width}x{picture.height}"
-                raise InvalidParams(f"the picture has {size} pixels; wanted at most {max_pixels} in all")
-            if picture.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
-                raise InvalidParams(f"the picture is a JPEG of more than {MAX_SCANS} scans; save it as a plain one")
-            return _to_rgb(ImageOps.exif_transpose(picture))
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        if picture.width * picture.height > max_pixels:
+            raise InvalidParams(f"the picture is {picture.width}x{picture.height} pixels; {too_large}")
+        if picture.info.get("progressive") and data.count(b"\xff\xda") > MAX_SCANS:
+            raise InvalidParams(f"the picture is a JPEG of more than {MAX_SCANS} scans; save it as a plain one")
+        return _to_rgb(ImageOps.exif_transpose(picture))
     except InvalidParams:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         begin = bytes(data[:12])
         raise InvalidParams(f"the picture's file begins with {begin!r}; wanted a PNG, JPEG or WebP") from error
-    except Image.DecompressionBombError as error:
-        raise InvalidParams(f"the picture has too many pixels; wanted at most {max_pixels}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidParams(f"the picture is far too large; {too_large}") from error
     except Exception as error:  # Pillow's readers raise a dozen kinds
         raise InvalidParams(f"the picture's file is broken: {error!s:.200}; wanted a PNG, JPEG or WebP") from error
 

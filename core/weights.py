@@ -31,9 +31,9 @@ def open_weights(file: Path) -> Any:
         opened = safe_open(file, framework="pt")
     except SafetensorError as error:
         raise ValueError(f"{file.name} is damaged or no safetensors file: {error}") from error
-    count = len(opened.keys())
-    if count > MAX_TENSORS:
-        raise ValueError(f"{file.name} holds {count} tensors; at most {MAX_TENSORS} are looked at")
+    names: list[str] = opened.keys()  # type: ignore[no-untyped-call]
+    if len(names) > MAX_TENSORS:
+        raise ValueError(f"{file.name} holds {len(names)} tensors; at most {MAX_TENSORS} are looked at")
     return opened
 
 

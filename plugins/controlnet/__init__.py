@@ -1,8 +1,10 @@
 """ControlNets: loaded once, then one or several of them in any request, each with its control image."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from PIL.Image import Image
@@ -26,8 +28,8 @@ from latentwire import (
     hookimpl,
 )
 
-from .images import ControlImages, prepare, preprocess_with, to_tensor
-from .loading import check_folder, load_control_lora, load_folder
+from .images import ControlImages, prepare, preprocess_with, read, to_tensor
+from .loading import load_control_lora, load_folder
 from .preprocessors import PREPROCESSORS
 
 
@@ -188,7 +190,7 @@ class Plugin:
         options = _options_of(host, wanted, [])
 
         def make() -> dict[str, Any]:
-            picture = encode(preprocess_with(host, params.name, options, host.picture(params.image)), "png")
+            picture = encode(preprocess_with(host, params.name, options, read(host, params.image, ["image"])), "png")
             plain = {"format": picture.format, "width": picture.width, "height": picture.height, "data": picture.data}
             return {"id": host.images.put(picture.data), "image": plain}
 
@@ -203,14 +205,7 @@ class Plugin:
             return picture if use.preprocess is None else preprocess_with(host, use.preprocess.name, options, picture)
 
         def make() -> Image:
-            try:
-                picture = host.picture(use.image)
-            except InvalidParams as error:
-                path = ["controlnet", place, "image"]
-                raise InvalidParams(
-                    error.message, [{"path": path, "message": error.message, "got": "a file"}]
-                ) from error
-            return prepare(picture, width, height, use.resize, preprocess)
+            return prepare(read(host, use.image, ["controlnet", place, "image"]), width, height, use.resize, preprocess)
 
         wanted = use.model_dump_json(include={"image", "resize", "preprocess"}, exclude={"preprocess": {"show"}})
         return self._images.ready((wanted, width, height), make)
@@ -250,7 +245,8 @@ def _options_of(host: Host, preprocess: Preprocessing | None, path: list[Any]) -
         return entry.options.model_validate(preprocess.options)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        message = f"{preprocess.name}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        place = [preprocess.name, *map(str, problem["loc"])]
+        message = f"{'.'.join(place)}: {problem['msg'].removeprefix('Value error, ')}"
         where = [*path, "options", *problem["loc"]]
         raise InvalidParams(
             message, [{"path": where, "message": message, "got": repr(problem["input"])[:80]}]
@@ -266,30 +262,23 @@ def _load(host: Host, params: LoadParams) -> dict[str, Any]:
         raise ModelLoadError(f"model {model!r} is a {card.family}, for which this host has no ControlNets")
     notes: dict[str, Any] = {"path": params.path, "lora_weights_path": params.lora_weights_path}
     if params.lora_weights_path is not None:
-        file = _control_lora_file(host, params)
-        load = partial(load_control_lora, host, model, file)
-        named, notes["kind"] = file, "control-lora"
+        field, name, notes["kind"] = "lora_weights_path", Path(params.lora_weights_path).stem, "control-lora"
+        load = partial(load_control_lora, host, model, _control_lora_file(host, params))
     else:
         assert params.path is not None
-        named = host.find_file(params.path)
-        try:
-            check_folder(named, unet_config)
-        except ValueError as error:
-            raise ModelLoadError(f"cannot load ControlNet {params.path!r}: {error}") from error
-        load = partial(load_folder, named)
-        notes["kind"] = "controlnet"
-    return host.store.bring("controlnet", params.name or named.stem, model, load, params.dtype, notes)
-
-
-def _control_lora_file(host: Host, params: LoadParams) -> Any:
-    """The file that lora_weights_path names, by itself or within the folder of path."""
-    assert params.lora_weights_path is not None
+        field, name, notes["kind"] = "path", Path(params.path).name, "controlnet"
+        load = partial(load_folder, host.find_file(params.path), unet_config)
     try:
-        file = host.find_file(params.lora_weights_path, "lora_weights_path")
-    except InvalidParams:
-        if params.path is None:
-            raise
-        file = host.find_file(f"{params.path}/{params.lora_weights_path}", "lora_weights_path")
-    if not file.is_file() or file.suffix != ".safetensors":
-        raise ModelLoadError(f"cannot load ControlLoRA {params.lora_weights_path!r}: it is no .safetensors file")
-    return file
+        return host.store.bring("controlnet", params.name or name, model, load, params.dtype, notes)
+    except ModelLoadError as error:
+        error.details = [{"path": [field], "message": error.message, "got": notes[field]}]
+        raise
+
+
+def _control_lora_file(host: Host, params: LoadParams) -> Path:
+    """The file that lora_weights_path names: within the folder of path, or by itself."""
+    assert params.lora_weights_path is not None
+    if params.path is not None:
+        with suppress(InvalidParams):
+            return host.find_file(f"{params.path}/{params.lora_weights_path}", "lora_weights_path")
+    return host.find_file(params.lora_weights_path, "lora_weights_path")

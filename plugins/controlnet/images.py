@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL.Image import Image, Resampling
 
-from latentwire import Host, Resize, resized
+from latentwire import Host, LatentwireError, PluginError, Resize, resized
 
 REMEMBERED = 32  # control images
 
@@ -34,6 +34,16 @@ class ControlImages:
         return image
 
 
+def read(host: Host, image: bytes | str, path: list[Any]) -> Image:
+    """A request's picture; an error says where in the params it stands."""
+    try:
+        return host.picture(image)
+    except LatentwireError as error:
+        got = image[:80] if isinstance(image, str) else f"{len(image)} bytes"
+        error.details = [{"path": path, "message": error.message, "got": got}]
+        raise
+
+
 def prepare(picture: Image, width: int, height: int, resize: Resize, preprocess: Any) -> Image:
     """A picture as a control image of that size: `preprocess` sees no border that `resize` adds."""
     if resize != "fit":
@@ -51,8 +61,19 @@ def to_tensor(image: Image) -> torch.Tensor:
 
 
 def preprocess_with(host: Host, name: str, options: Any, picture: Image) -> Image:
-    """Run a registered preprocessor, whose result must be a picture of the same size."""
-    result = host.registry.preprocessors[name].apply(picture, options)
-    if result.size != picture.size:
-        raise ValueError(f"preprocessor {name!r} made {result.size} of {picture.size}")
-    return result.convert("RGB")
+    """Run a registered preprocessor, whose result must be a picture of the same size.
+
+    Raises:
+        PluginError: it raised, or gave something else; names the plugin that brought it.
+    """
+    owner = host.registry.owners["preprocessor", name]
+    try:
+        result = host.registry.preprocessors[name].apply(picture, options)
+        if not isinstance(result, Image) or result.size != picture.size:
+            raise ValueError(f"of a picture of {picture.size} it made {getattr(result, 'size', repr(result)[:80])}")
+        return result.convert("RGB")
+    except LatentwireError:
+        raise
+    except Exception as error:
+        message = f"plugin {owner!r} failed in preprocessor {name!r}: {type(error).__name__}: {error}"
+        raise PluginError(message, plugin=owner) from error

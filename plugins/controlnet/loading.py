@@ -9,59 +9,57 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel
 
-from latentwire import Host, Loaded, read_module, read_weights
+from latentwire import LOADING, Host, Loaded, read_module, read_weights
 
 # what must be equal between a ControlNet and the UNet that takes its residuals
 MATCHING = ("block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type")
 
 
-def check_folder(folder: Path, unet_config: Mapping[str, Any]) -> None:
-    """Make sure, without reading weights, that a folder holds a ControlNet for a UNet.
+def load_folder(folder: Path, unet_config: Mapping[str, Any], dtype: str) -> Loaded:
+    """A ControlNet in diffusers' format for a UNet of that configuration; `dtype` is the store's to apply.
 
     Raises:
-        ValueError: it holds something else, or one for another kind of model.
+        ValueError: the folder holds something else, or a ControlNet for another kind of model.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError("it has no config.json; a ControlNet is a folder in diffusers' format") from error
-    if not isinstance(config, dict) or config.get("_class_name") != "ControlNetModel":
-        what = config.get("_class_name", "unknown") if isinstance(config, dict) else "unknown"
-        raise ValueError(f"it holds a {what}, wanted a ControlNetModel")
+    kind = config.get("_class_name") if isinstance(config, dict) else None
+    if kind != "ControlNetModel":
+        raise ValueError(f"its config.json is of {kind or 'no model'}, wanted a ControlNetModel")
     for key in MATCHING:
         got, wanted = config.get(key), unet_config.get(key)
-        if got is not None and got != wanted and [got] * len(config["block_out_channels"]) != wanted:
+        if got not in (None, wanted) and [got] * len(unet_config["block_out_channels"]) != wanted:
             raise ValueError(f"it is for another kind of model: its {key} is {got}, the model's UNet has {wanted}")
-
-
-def load_folder(folder: Path, dtype: str) -> Loaded:
-    """A ControlNet in diffusers' format; `dtype` is the store's to apply."""
     return Loaded(read_module(ControlNetModel, folder))
 
 
 def load_control_lora(host: Host, model: str, file: Path, dtype: str) -> Loaded:
     """A ControlNet made of the model's own UNet and a LoRA file, in Stability AI's keys or diffusers'.
 
-    Its unchanged weights are the UNet's own tensors, not copies, where both are of one dtype; the UNet stays loaded
-    as long as it does. Needs diffusers 0.37, whose `load_lora_adapter` reads both kinds of key.
+    Its unchanged weights are the UNet's own tensors, not copies, where both are of one dtype and the UNet stays on its
+    device; the UNet stays loaded as long as it does. Needs diffusers 0.37, whose `load_lora_adapter` reads both kinds
+    of key.
 
     Raises:
         ValueError: the file is no ControlLoRA, or one for another kind of model.
     """
+    if not file.is_file():
+        raise ValueError("a ControlLoRA is a .safetensors file")
     tensors, metadata = read_weights(file)
-    if not any("control" in name or name.startswith("input_hint_block") for name in tensors):
-        raise ValueError(f"{file.name} is no ControlLoRA: it has no layers for a control image")
-    shares = dtype == host.store.dtype_of(model)
+    for what, marks in {
+        "layers for a control image": ("control", "input_hint_block"),
+        "low-rank layers": ("lora",),
+    }.items():
+        if not any(mark in name for name in tensors for mark in marks):
+            raise ValueError(f"{file.name} is no ControlLoRA: it has no {what}")
+    shares = dtype == host.store.dtype_of(model) and not host.settings.models[model].cpu_offload
     with ExitStack() as stack:
         unet = stack.enter_context(host.store.leased(model)).components["unet"]
-        net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_hint_channels(tensors))
-        if shares:
-            names = net.state_dict().keys()
-            common = {name: value for name, value in unet.state_dict(keep_vars=True).items() if name in names}
-            net.load_state_dict(common, strict=False, assign=True)
-        settings = json.loads(metadata["lora_adapter_metadata"]) if "lora_adapter_metadata" in metadata else None
         try:
-            net.load_lora_adapter(tensors, prefix=None, metadata=settings)
+            with LOADING:
+                net = _control_lora(unet, tensors, metadata, shares)
         except (RuntimeError, ValueError, KeyError) as error:
             lines = str(error).strip().splitlines() or [""]
             reason = next((line.strip() for line in lines if "size mismatch" in line), lines[0])
@@ -72,6 +70,23 @@ def load_control_lora(host: Host, model: str, file: Path, dtype: str) -> Loaded:
     shared = {tensor.untyped_storage().data_ptr() for tensor in unet.parameters()}
     own = [tensor for tensor in net.parameters() if tensor.untyped_storage().data_ptr() not in shared]
     return Loaded(net, sum(tensor.nbytes for tensor in own), keep.close)
+
+
+def _control_lora(
+    unet: Any, tensors: dict[str, torch.Tensor], metadata: Mapping[str, str], shares: bool
+) -> ControlNetModel:
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_hint_channels(tensors))
+    net.requires_grad_(False)  # else the tensors that it shares with the UNet would get gradients
+    if shares:
+        names = net.state_dict().keys()
+        common = {name: value for name, value in unet.state_dict(keep_vars=True).items() if name in names}
+        net.load_state_dict(common, strict=False, assign=True)
+    unknown = {name.partition(".lora_")[0] for name in tensors if ".lora_" in name} - dict(net.named_modules()).keys()
+    if unknown:  # diffusers would only log it
+        raise ValueError(f"the model has no layer {min(unknown)}")
+    settings = json.loads(metadata["lora_adapter_metadata"]) if "lora_adapter_metadata" in metadata else None
+    net.load_lora_adapter(tensors, prefix=None, metadata=settings)
+    return net
 
 
 def _hint_channels(tensors: Mapping[str, torch.Tensor]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from latentwire import (
     CallContext,
     ImageInput,
     InvalidParams,
+    LatentwireError,
     PluginRegistry,
     Resize,
     Strict,
@@ -65,10 +66,12 @@ def _section(request: Any) -> Img2Img | None:
 
 def _picture(context: CallContext, field: str, section: Img2Img) -> Image:
     """The picture at the size of the result."""
+    image: bytes | str = getattr(section, field)
     try:
-        picture = context.host.picture(getattr(section, field))
-    except InvalidParams as error:
-        details = [{"path": ["img2img", field], "message": error.message, "got": "a file"}]
-        raise InvalidParams(error.message, details) from error
+        picture = context.host.picture(image)
+    except LatentwireError as error:
+        got = image[:80] if isinstance(image, str) else f"{len(image)} bytes"
+        error.details = [{"path": ["img2img", field], "message": error.message, "got": got}]
+        raise
     how = Resampling.NEAREST if field == "mask" else Resampling.LANCZOS
     return resized(picture, context.call.width, context.call.height, section.resize, how)
