@@ -64,5 +64,7 @@ def test_every_feature_names_a_test_and_a_command_that_exist(host: Host) -> None
     for row in rows:
         *_, test = row.split(" | ")
         assert test.strip("`") in names | {"test"}, row
-    script = section(PAGES["features"], "Features").split("## ")[0]
-    assert set(re.findall(r"\| \[?`([a-z_.]+)`", script)) <= host.registry.commands.keys()
+    script = section(PAGES["features"], "Features").split("\n## ")[0]
+    commands = re.findall(r"^\| [^|]* \| \[?`([a-z_.]+)`", script, re.M)
+    assert len(commands) == 10
+    assert set(commands) <= host.registry.commands.keys()

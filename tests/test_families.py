@@ -162,7 +162,7 @@ def test_offloaded_and_tiled_models_make_the_same_picture(host: Host) -> None:
         got = image_of(generate(host, model=model, **SIZE)).image
         assert got is not None
         pixels = [np.asarray(PILImage.open(io.BytesIO(picture.data))) for picture in (got, wanted)]
-        assert np.array_equal(*pixels)
+        assert np.array_equal(pixels[0], pixels[1])
 
 
 def test_sdxls_autoencoder_stays_in_float32_among_half_precision(host: Host) -> None:

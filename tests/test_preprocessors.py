@@ -1,5 +1,6 @@
 """Preprocessors: pictures to control images, white on black."""
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,31 @@ def test_a_weak_edge_stays_where_it_goes_on_from_a_strong_one() -> None:
 def test_a_blur_takes_noise_away() -> None:
     noise = np.random.default_rng(0).integers(100, 156, (64, 64, 3), np.uint8)
     picture = Image.fromarray(noise)
-    assert white(run("canny", picture)).sum() > 10 * white(run("canny", picture, blur=3)).sum()
+    assert white(run("canny", picture)).sum() > 10 * white(run("canny", picture, sigma=3)).sum()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "pixels", "checksum"), [(100, 200, 1227, 2901705601), (150, 450, 981, 2599907134)]
+)
+def test_canny_finds_the_very_pixels_that_opencv_finds(low: int, high: int, pixels: int, checksum: int) -> None:
+    blocks = np.kron(np.random.default_rng(7).integers(0, 256, (9, 12, 3), np.uint8), np.ones((6, 6, 1), np.uint8))
+    noisy = blocks // 2 + np.random.default_rng(8).integers(0, 60, blocks.shape, np.uint8)
+    edges = np.asarray(run("canny", Image.fromarray(noisy), low=low, high=high).convert("L"))
+    assert (edges > 0).sum() == pixels  # what OpenCV 5.0 gave
+    assert zlib.crc32(edges.tobytes()) == checksum
+
+
+def test_a_faint_line_is_followed_to_its_end_however_long() -> None:
+    y, x = np.mgrid[-120:120, -120:120]
+    inside = (np.hypot(x, y) / 20 - np.arctan2(y, x) / (2 * np.pi)) % 1 < 0.5  # a spiral with its end in the middle
+    faint = np.where(inside, 30, 0)
+    stronger = np.where(inside, 30 + np.maximum(0, 3 * (x - 60)), 0)  # towards the right
+
+    def edges(values: Any) -> Any:
+        return white(run("canny", Image.fromarray(np.uint8(values)).convert("RGB"), low=50, high=400))
+
+    assert not edges(faint).any()
+    assert edges(stronger)[110:130, 110:130].any()
 
 
 def test_soft_edges_are_strongest_on_the_edge_and_fade() -> None:
@@ -96,8 +121,8 @@ def test_soft_edges_are_strongest_on_the_edge_and_fade() -> None:
     assert soft[50, 50] == soft[5, 5] == 0
 
 
-def test_scribbles_are_thicker_than_canny_and_width_makes_them_thicker() -> None:
-    counts = [white(run("scribble", disc(), width=width)).sum() for width in (1, 3, 6)]
+def test_scribbles_are_thicker_than_canny_and_thickness_makes_them_thicker() -> None:
+    counts = [white(run("scribble", disc(), thickness=thickness)).sum() for thickness in (1, 3, 6)]
     assert white(run("canny", disc())).sum() < counts[0] < counts[1] < counts[2]
     assert set(np.unique(np.asarray(run("scribble", disc())))) == {0, 255}
 

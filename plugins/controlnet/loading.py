@@ -1,6 +1,7 @@
 """ControlNets from a folder, and ControlLoRAs from the base's own weights and a file."""
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,11 +9,16 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel
+from diffusers.utils.state_dict_utils import convert_sai_sd_control_lora_state_dict_to_peft
+from peft import LoraConfig
 
 from latentwire import LOADING, Host, Loaded, read_module, read_weights
 
 # what must be equal between a ControlNet and the UNet that takes its residuals
 MATCHING = ("block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type")
+
+STABILITY = "lora_controlnet"  # an empty tensor that marks Stability AI's files
+LOW_RANK = ".lora_B.weight"
 
 
 def load_folder(folder: Path, unet_config: Mapping[str, Any], dtype: str) -> Loaded:
@@ -39,8 +45,7 @@ def load_control_lora(host: Host, model: str, file: Path, dtype: str) -> Loaded:
     """A ControlNet made of the model's own UNet and a LoRA file, in Stability AI's keys or diffusers'.
 
     Its unchanged weights are the UNet's own tensors, not copies, where both are of one dtype and the UNet stays on its
-    device; the UNet stays loaded as long as it does. Needs diffusers 0.37, whose `load_lora_adapter` reads both kinds
-    of key.
+    device; the UNet stays loaded as long as it does.
 
     Raises:
         ValueError: the file is no ControlLoRA, or one for another kind of model.
@@ -76,17 +81,58 @@ def _control_lora(
     unet: Any, tensors: dict[str, torch.Tensor], metadata: Mapping[str, str], shares: bool
 ) -> ControlNetModel:
     net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_hint_channels(tensors))
-    net.requires_grad_(False)  # else the tensors that it shares with the UNet would get gradients
-    if shares:
-        names = net.state_dict().keys()
-        common = {name: value for name, value in unet.state_dict(keep_vars=True).items() if name in names}
-        net.load_state_dict(common, strict=False, assign=True)
-    unknown = {name.partition(".lora_")[0] for name in tensors if ".lora_" in name} - dict(net.named_modules()).keys()
+    stability = STABILITY in tensors
+    named = convert_sai_sd_control_lora_state_dict_to_peft(tensors) if stability else tensors
+    layers = {name.partition(".lora_")[0] for name in named if ".lora_" in name}
+    unknown = layers - dict(net.named_modules()).keys()
     if unknown:  # diffusers would only log it
         raise ValueError(f"the model has no layer {min(unknown)}")
-    settings = json.loads(metadata["lora_adapter_metadata"]) if "lora_adapter_metadata" in metadata else None
-    net.load_lora_adapter(tensors, prefix=None, metadata=settings)
+    if stability:
+        _add_stability_lora(net, named)
+    else:
+        settings = json.loads(metadata["lora_adapter_metadata"]) if "lora_adapter_metadata" in metadata else None
+        net.load_lora_adapter(tensors, prefix=None, metadata=settings)
+    if shares:
+        _share(net, unet)
     return net
+
+
+def _add_stability_lora(net: ControlNetModel, named: Mapping[str, torch.Tensor | None]) -> None:
+    """Add a ControlLoRA of Stability AI's: low-rank changes to weights; biases, norms and new layers whole.
+
+    diffusers 0.42 itself drops the biases of the changed layers.
+
+    Args:
+        named: Its tensors by diffusers' names; None: the file lacks it.
+    """
+    state: dict[str, torch.Tensor] = {}
+    ranks = {
+        name.removesuffix(LOW_RANK): value.shape[1]
+        for name, value in named.items()
+        if value is not None and name.endswith(LOW_RANK)
+    }
+    patterns = {f"^{re.escape(name)}$": rank for name, rank in ranks.items()}
+    layers = "|".join(map(re.escape, ranks))
+    net.add_adapter(LoraConfig(target_modules=layers, rank_pattern=patterns, alpha_pattern=patterns), "control")
+    for name, value in named.items():
+        layer, _, kind = name.rpartition(".")
+        if value is None:
+            raise ValueError(f"the file has no {name}")
+        place = f"{layer}.base_layer.{kind}" if layer in ranks else name
+        state[re.sub(r"\.(lora_[AB])\.", r".\1.control.", place)] = value
+    left = net.load_state_dict(state, strict=False).unexpected_keys
+    if left:
+        raise ValueError(f"the model has no {left[0]}")
+
+
+def _share(net: ControlNetModel, unet: Any) -> None:
+    """Let a net made of the UNet use the UNet's own tensors wherever the file left them as they are."""
+    theirs = dict(unet.named_parameters())
+    for place, module in list(net.named_modules()):
+        for name, own in list(module.named_parameters(recurse=False)):
+            base = theirs.get(f"{place}.{name}".replace(".base_layer.", "."))
+            if base is not None and base.shape == own.shape and torch.equal(base.to(own.device, own.dtype), own):
+                setattr(module, name, base)
 
 
 def _hint_channels(tensors: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
