@@ -44,7 +44,9 @@ class LowRank:
         if isinstance(layer, nn.Conv2d):
             low = functional.conv2d(inputs, self.down, None, layer.stride, layer.padding, layer.dilation)
             return functional.conv2d(low, self.up) * (weight * self.scale)
-        return functional.linear(functional.linear(inputs, self.down), self.up) * (weight * self.scale)
+        rows = inputs.reshape(-1, inputs.shape[-1])  # as torch does where weights could be trained, such as peft's
+        added = functional.linear(functional.linear(rows, self.down), self.up) * (weight * self.scale)
+        return added.view(*inputs.shape[:-1], -1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -133,7 +133,7 @@ async def unsubscribe(context: CommandContext, params: UnsubscribeParams) -> dic
 async def images_put(context: CommandContext, params: ImagesPutParams) -> dict[str, Any]:
     """Keep a picture for requests to name by its id."""
     picture = await asyncio.to_thread(context.host.picture, params.data)
-    return {"image": image_id(params.data), "width": picture.width, "height": picture.height}
+    return {"image_id": image_id(params.data), "width": picture.width, "height": picture.height}
 
 
 def pipeline_state_of(host: "Host") -> dict[str, Any]:

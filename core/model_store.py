@@ -31,6 +31,7 @@ from .previews import Previewer, TinyDecoder, factors_for
 from .settings import ModelSettings
 from .shelf import Loaded, Shelf
 from .upcast import keep_upcast
+from .weights import open_weights
 
 log = logging.getLogger(__name__)
 
@@ -367,17 +368,17 @@ class ModelStore:
         dtype = brought.dtype or dtype
         try:
             loaded = brought.load(dtype)
+            value = loaded.value
+            if isinstance(value, Adapter):
+                return replace(loaded, value=value.to(self._device, getattr(torch, dtype)))
+            if not isinstance(value, torch.nn.Module):
+                raise TypeError(f"it is a {type(value).__name__}, no module or adapter")
+            to_device(value, self._device, dtype)
+            install_gate(value, brought.kind)
         except LatentwireError:
             raise
         except Exception as error:
             raise ModelLoadError(f"cannot load {brought.kind} {brought.name!r}: {error}") from error
-        value = loaded.value
-        if isinstance(value, Adapter):
-            return replace(loaded, value=value.to(self._device, getattr(torch, dtype)))
-        if not isinstance(value, torch.nn.Module):
-            raise ModelLoadError(f"{brought.kind} {brought.name!r} is a {type(value).__name__}, no module or adapter")
-        to_device(value, self._device, dtype)
-        install_gate(value, brought.kind)
         return loaded
 
 
@@ -485,11 +486,20 @@ def read_module(kind: Any, folder: Path) -> Any:
 
     For another dtype both libraries change torch's default dtype, which is the whole process's, under the feet of the
     engine's thread.
+
+    Raises:
+        ValueError, OSError: the files are missing, damaged or of another shape.
     """
-    with LOADING:
-        module, report = kind.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+    for file in folder.glob("*.safetensors"):
+        with open_weights(file):  # says better what is wrong than the libraries do
+            pass
+    try:
+        with LOADING:
+            module, report = kind.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+    except OSError as error:  # names the whole path, which is none of a client's business
+        raise OSError(str(error).replace(str(folder), folder.name)) from error
     if report["missing_keys"] or report["mismatched_keys"]:  # both libraries would fill them with noise
         lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ValueError(f"{len(lacking)} tensors are missing or misshapen, the first is {lacking[0]}")

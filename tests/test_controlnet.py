@@ -950,7 +950,7 @@ def test_a_control_lora_in_stability_ais_keys_is_read_and_leaves_the_base_alone(
 
 def test_a_control_image_may_be_bytes_an_uploaded_picture_or_one_that_was_made(loaded: Host) -> None:
     wanted = draw(loaded, controlnet=[use()])
-    uploaded = ask(loaded, "images.put", data=OUTLINE)["image"]
+    uploaded = ask(loaded, "images.put", data=OUTLINE)["image_id"]
     assert torch.equal(draw(loaded, controlnet=[use(image=uploaded)]), wanted)
     made = next(event for event in generate(loaded, **SMALL | {"output_type": "png"}) if isinstance(event, Image))
     assert made.image is not None
@@ -1088,10 +1088,10 @@ def test_a_control_image_made_by_command_gives_the_same_picture(loaded: Host) ->
     photo = png(PICTURE)
     made = ask(loaded, "controlnet.preprocess", image=photo, name="canny", options={"low": 20})
     assert (made["image"]["format"], made["image"]["width"], made["image"]["height"]) == ("png", 64, 64)
-    assert loaded.images.get(made["id"]) == made["image"]["data"]
+    assert loaded.images.get(made["image_id"]) == made["image"]["data"]
     asked = {"name": "canny", "options": {"low": 20}}
     by_request = draw(loaded, controlnet=[use(image=photo, preprocess=asked)])
-    assert torch.equal(draw(loaded, controlnet=[use(image=made["id"])]), by_request)
+    assert torch.equal(draw(loaded, controlnet=[use(image=made["image_id"])]), by_request)
 
 
 def test_a_bad_request_to_preprocess_says_where(loaded: Host) -> None:
@@ -1203,7 +1203,7 @@ async def test_the_request_in_a_png_names_its_control_image_and_makes_the_pictur
         first = await make(**SMALL | {"output_type": "png", "controlnet": [asked]})
         request = json.loads(first.info["latentwire"])
         (again,) = request["controlnet"]
-        assert again["image"] == (await client.ask("images.put", data=OUTLINE))["image"]
+        assert again["image_id"] == (await client.ask("images.put", data=OUTLINE))["image_id"]
         assert again["controlnet_conditioning_scale"] == 0.7
         assert (await make(**request)).tobytes() == first.tobytes()
 

@@ -317,7 +317,7 @@ def test_the_request_in_the_png_names_its_pictures_and_makes_the_same_one_again(
     first = image_of(generate(loaded, img2img=given))
     request = json.loads(first.info["latentwire"])
     assert request["img2img"]["image"] == made.image_id
-    assert request["img2img"]["mask"] == ask(loaded, "images.put", data=MASK)["image"]
+    assert request["img2img"]["mask"] == ask(loaded, "images.put", data=MASK)["image_id"]
     again: list[Event] = []
     asyncio.run(loaded.dispatch("generate", request, "test", again.append))
     assert image_of(again).tobytes() == first.tobytes()
@@ -399,7 +399,7 @@ def test_the_commands_on_the_page_run_in_order_and_give_what_it_says(host: Host)
         if message["id"] in results:
             documented = results[message["id"]]
             assert_same_shape(documented, result, message["command"])
-            ids[documented["image"]] = result["image"]
+            ids[documented["image_id"]] = result["image"]
         else:
             assert message["command"] == "generate"
     assert ids

@@ -192,7 +192,7 @@ class Plugin:
         def make() -> dict[str, Any]:
             picture = encode(preprocess_with(host, params.name, options, read(host, params.image, ["image"])), "png")
             plain = {"format": picture.format, "width": picture.width, "height": picture.height, "data": picture.data}
-            return {"id": host.images.put(picture.data), "image": plain}
+            return {"image_id": host.images.put(picture.data), "image": plain}
 
         return await asyncio.to_thread(make)
 
