@@ -85,7 +85,7 @@ class Bench:
 
     def _call(self, lease: Lease, seed: int) -> Callable[[], Any]:
         scheduler = self._host.registry.new_scheduler(self._build.scheduler, lease.card.scheduler_config)
-        pipeline = assemble(pipeline_class(lease.card.family, self._build), lease.components, scheduler)
+        pipeline = assemble(pipeline_class(lease.card.family, self._build), lease.components, scheduler, lease.device)
         return lambda: pipeline(
             PROMPT,
             width=self._side,

@@ -41,7 +41,7 @@ def plain_pipeline(host: Host) -> Any:
     lease = host.store.lease(build)
     modules = {name: _without_gates(module) for name, module in lease.components.items()}
     scheduler = host.registry.schedulers["ddim"](lease.card.scheduler_config)
-    pipeline = assemble(pipeline_class(lease.card.family, build), modules, scheduler)
+    pipeline = assemble(pipeline_class(lease.card.family, build), modules, scheduler, lease.device)
     host.store.release(lease)
     return pipeline
 

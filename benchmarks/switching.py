@@ -310,7 +310,10 @@ async def measure(host: Host, folder: Path, side: int, rounds: int) -> dict[str,
             for name, kind in REQUESTS.items():
                 gc.collect()
                 png = control_image(side, number)
-                latents = await ours.request(kind, png) if who == "ours" else reference.request(kind, png)
+                if who == "ours":
+                    latents = await ours.request(kind, png)
+                else:  # in a thread as well: forwards in a process's first one have other costs
+                    latents = await asyncio.to_thread(reference.request, kind, png)
                 pictures[name].append(latents)
                 row[who][name] = watch.row
         if number:  # the first one warms up

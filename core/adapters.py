@@ -45,8 +45,8 @@ class LowRank:
             low = functional.conv2d(inputs, self.down, None, layer.stride, layer.padding, layer.dilation)
             return functional.conv2d(low, self.up) * (weight * self.scale)
         rows = inputs.reshape(-1, inputs.shape[-1])  # as torch does where weights could be trained, such as peft's
-        added = functional.linear(functional.linear(rows, self.down), self.up) * (weight * self.scale)
-        return added.view(*inputs.shape[:-1], -1)
+        change = functional.linear(functional.linear(rows, self.down), self.up) * (weight * self.scale)
+        return change.view(*inputs.shape[:-1], -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ def added(
 def _hook(parts: Sequence[tuple[slice, LowRank, float]]) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
     def add(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         for mine, part, weight in parts:
-            output[mine] += part.added(layer, inputs[0][mine], weight)
+            output[mine].add_(part.added(layer, inputs[0][mine], weight))
         return output
 
     return add

@@ -4,6 +4,7 @@ Two equal builds share all their modules. Building reads no disk: `assemble` put
 fresh scheduler into an ordinary diffusers pipeline, which then belongs to one picture alone.
 """
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import diffusers
+import torch
 
 from .errors import InvalidParams
 from .families import FAMILIES, Task
@@ -96,6 +98,7 @@ def assemble(
     pipeline: type[Any],
     components: Mapping[str, Any],
     scheduler: Any,
+    device: torch.device,
     controlnets: Sequence[Any] = (),
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
@@ -103,6 +106,7 @@ def assemble(
 
     Args:
         pipeline: Its class.
+        device: Where it makes its tensors.
         components: By name; those that the class does not know are left out, those that are missing are None.
         options: The model's own arguments for the class, such as `force_zeros_for_empty_prompt`.
     """
@@ -118,6 +122,12 @@ def assemble(
     parameters = inspect.signature(pipeline.__init__).parameters.values()
     named = [p for p in parameters if p.name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD]
     wanted = {p.name: given.get(p.name) for p in named if p.name in given or p.default is inspect.Parameter.empty}
-    made = pipeline(**wanted)
+    made = _on(pipeline, device)(**wanted)
     made.set_progress_bar_config(disable=True)
     return made
+
+
+@functools.cache
+def _on(pipeline: type[Any], device: torch.device) -> type[Any]:
+    """The class with its device known: diffusers looks for it through all modules, several times a call."""
+    return type(pipeline.__name__, (pipeline,), {"__module__": pipeline.__module__, "_execution_device": device})

@@ -67,10 +67,15 @@ class ControlNetGate(Gate):
 
     def __init__(self, module: Any, component: str = "") -> None:
         super().__init__(module, component)
-        self._net = module
         self._signature = inspect.signature(self.forward)
         self._embed = module.controlnet_cond_embedding.forward
         module.controlnet_cond_embedding.forward = self._embed_once
+        # looked up once: the module's own properties walk through all its parts each time
+        self._dtype = module.dtype
+        self._channels = tuple(module.config.block_out_channels)
+        self._hint_channels = module.config.conditioning_channels
+        self._embeds_before = module.config.controlnet_conditioning_channel_order == "rgb"  # else the forward turns it
+        self._layers_of_blocks = [(len(block.resnets), block.downsamplers is not None) for block in module.down_blocks]
 
     def wait(self, run: RunGreenlet, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._signature.bind(*args, **kwargs).arguments
@@ -78,10 +83,10 @@ class ControlNetGate(Gate):
         if as_tuple and call.get("conditioning_scale") == 0:
             return self._silence(sample)
         call = {name: self._cast(value) for name, value in call.items()}
-        if self._net.config.controlnet_conditioning_channel_order == "rgb":  # the other order is turned in the forward
+        if self._embeds_before:
             call["controlnet_cond"] = self._embedded(run, hint)
         output = super().wait(run, (), call)
-        if self._net.dtype == sample.dtype or not as_tuple:
+        if self._dtype == sample.dtype or not as_tuple:
             return output
         down, mid = output
         return [residual.to(sample.dtype) for residual in down], mid.to(sample.dtype)
@@ -90,8 +95,8 @@ class ControlNetGate(Gate):
         """Tensors of another floating dtype in the ControlNet's own."""
         if isinstance(value, dict):
             return {name: self._cast(part) for name, part in value.items()}
-        wrong = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != self._net.dtype
-        return value.to(self._net.dtype) if wrong and value.dim() else value
+        wrong = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != self._dtype
+        return value.to(self._dtype) if wrong and value.dim() else value
 
     def _embedded(self, run: RunGreenlet, hint: torch.Tensor) -> torch.Tensor:
         """The hint's embedding; the pipeline gives the same tensor at each step."""
@@ -104,8 +109,7 @@ class ControlNetGate(Gate):
 
     def _embed_once(self, conditioning: torch.Tensor) -> torch.Tensor:
         """In the ControlNet's forward: leave alone what is embedded already."""
-        channels = self._net.config.block_out_channels[0]
-        if conditioning.shape[1] == channels != self._net.config.conditioning_channels:
+        if conditioning.shape[1] == self._channels[0] != self._hint_channels:
             return conditioning
         embedded: torch.Tensor = self._embed(conditioning)
         return embedded
@@ -113,15 +117,14 @@ class ControlNetGate(Gate):
     def _silence(self, sample: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The residuals at scale 0, without a forward."""
         rows, _, height, width = sample.shape
-        channels = self._net.config.block_out_channels
-        shapes = [(rows, channels[0], height, width)]
-        for block, wide in zip(self._net.down_blocks, channels, strict=True):
-            shapes += [(rows, wide, height, width)] * len(block.resnets)
-            if block.downsamplers is not None:
+        shapes = [(rows, self._channels[0], height, width)]
+        for (layers, goes_down), wide in zip(self._layers_of_blocks, self._channels, strict=True):
+            shapes += [(rows, wide, height, width)] * layers
+            if goes_down:
                 height, width = (height + 1) // 2, (width + 1) // 2
                 shapes.append((rows, wide, height, width))
         # the last one is dense: several ControlNets add theirs to it in place
-        return [nothing(shape, sample) for shape in shapes], sample.new_zeros((rows, channels[-1], height, width))
+        return [nothing(shape, sample) for shape in shapes], sample.new_zeros((rows, self._channels[-1], height, width))
 
 
 class Waiting:

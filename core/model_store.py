@@ -120,6 +120,7 @@ class Lease:
     """What a build is made of, loaded and kept until `release`."""
 
     card: ModelCard
+    device: torch.device
     components: Mapping[str, Any]
     previewer: Previewer
     controlnets: tuple[Any, ...]
@@ -218,7 +219,7 @@ class ModelStore:
             self.shelf.give_back(keys)
             raise
         optional = dict.fromkeys(SKIPPED - {"scheduler"})
-        return Lease(card, optional | components, previewer, controlnets, adapters, tuple(keys))
+        return Lease(card, self._device, optional | components, previewer, controlnets, adapters, tuple(keys))
 
     def release(self, lease: Lease) -> None:
         """Give a lease back; call it once."""

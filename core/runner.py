@@ -209,7 +209,7 @@ class Runner:
 
 def _pipeline(build: PipelineBuild, lease: Lease, scheduler: Any) -> Any:
     kind = pipeline_class(lease.card.family, build)
-    return assemble(kind, lease.components, scheduler, lease.controlnets, lease.card.options)
+    return assemble(kind, lease.components, scheduler, lease.device, lease.controlnets, lease.card.options)
 
 
 def _accepted(pipeline: Any, call: PipelineCall) -> dict[str, Any]:

@@ -1203,7 +1203,7 @@ async def test_the_request_in_a_png_names_its_control_image_and_makes_the_pictur
         first = await make(**SMALL | {"output_type": "png", "controlnet": [asked]})
         request = json.loads(first.info["latentwire"])
         (again,) = request["controlnet"]
-        assert again["image_id"] == (await client.ask("images.put", data=OUTLINE))["image_id"]
+        assert again["image"] == (await client.ask("images.put", data=OUTLINE))["image_id"]
         assert again["controlnet_conditioning_scale"] == 0.7
         assert (await make(**request)).tobytes() == first.tobytes()
 

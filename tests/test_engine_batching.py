@@ -45,7 +45,7 @@ def controlnet(lease: Lease) -> ControlNetModel:
 
 def plain(shared: Host, lease: Lease, seed: int, steps: int, scheduler: str = "ddim") -> Any:
     made = shared.registry.schedulers[scheduler](lease.card.scheduler_config)
-    pipeline = assemble(StableDiffusionPipeline, lease.components, made)
+    pipeline = assemble(StableDiffusionPipeline, lease.components, made, lease.device)
     return lambda: (
         pipeline(
             "red apple",

@@ -40,7 +40,7 @@ def lease(shared: Host) -> Iterator[Lease]:
 def call_of(shared: Host, lease: Lease, scheduler: str, seed: int, steps: int = 6, output: str = "latent") -> Any:
     """A pipeline call as a function; run from the engine it is gated, run directly it is plain diffusers."""
     made = shared.registry.schedulers[scheduler](lease.card.scheduler_config)
-    pipeline = assemble(StableDiffusionPipeline, lease.components, made)
+    pipeline = assemble(StableDiffusionPipeline, lease.components, made, lease.device)
 
     def call() -> torch.Tensor:
         images: torch.Tensor = pipeline(

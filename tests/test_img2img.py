@@ -399,7 +399,7 @@ def test_the_commands_on_the_page_run_in_order_and_give_what_it_says(host: Host)
         if message["id"] in results:
             documented = results[message["id"]]
             assert_same_shape(documented, result, message["command"])
-            ids[documented["image_id"]] = result["image"]
+            ids[documented["image_id"]] = result["image_id"]
         else:
             assert message["command"] == "generate"
     assert ids
