@@ -31,7 +31,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class BuildContext:
     """For `modify_build`. Change the pipeline's parts with `context.build = replace(context.build, ...)`.
 
-    `client` is who asked, as in `CommandContext`.
+    `client` is who asked, as in `CommandContext`. `request` may be replaced by one in which more is filled in: it is what
+    the following hooks see and what the picture's metadata holds.
     """
 
     host: "Host"
@@ -43,8 +44,10 @@ class BuildContext:
     def check(self) -> None:
         """Run after each plugin: raises TypeError when it left something wrong behind."""
         from .build import PipelineBuild
+        from .requests import GenerateRequest
 
         _check_type("build", self.build, PipelineBuild)
+        _check_type("request", self.request, GenerateRequest)
 
 
 @dataclass(slots=True)

@@ -450,7 +450,8 @@ def _read_component(card: ModelCard, name: str, dtype: str) -> Any:
     """A tokenizer, or a module on the CPU in that dtype or float32, as the model's files have it."""
     if card.checkpoint is not None:
         with LOADING:
-            return load_part(card.checkpoint, name, getattr(torch, dtype))
+            part = load_part(card.checkpoint, name, getattr(torch, dtype))
+        return _unmapped(part) if isinstance(part, torch.nn.Module) else part
     library, class_name = card.parts[name]
     kind = getattr(LIBRARIES[library], class_name)
     folder = card.path / name
@@ -504,4 +505,11 @@ def read_module(kind: Any, folder: Path) -> Any:
     if report["missing_keys"] or report["mismatched_keys"]:  # both libraries would fill them with noise
         lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ValueError(f"{len(lacking)} tensors are missing or misshapen, the first is {lacking[0]}")
+    return _unmapped(module)
+
+
+def _unmapped(module: torch.nn.Module) -> torch.nn.Module:
+    """The module with its weights in memory: read in their own dtype they are pages of the file, which may change."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
     return module

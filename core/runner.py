@@ -116,7 +116,7 @@ class Runner:
         try:
             context = BuildContext(self._host, job.client, job.id, job.request, self.build_for(job.request))
             self._plugins.call("modify_build", context)
-            build = context.build
+            job.request, build = context.request, context.build
             card = self._store.card(build.model)
             self._check_scheduler(build.scheduler, card)
             pipeline_class(card.family, build)  # refuse it before anything is loaded

@@ -936,6 +936,22 @@ def test_loading_may_make_a_default_and_adds_to_those_before(host: Host, looks: 
     assert look(host, looks, "you") == "both"
 
 
+def test_a_picture_made_with_a_default_says_so_in_its_metadata(host: Host) -> None:
+    do(host, "lora.load", path="loras/emoji-pencil", default="session", lora_scale=0.5)
+
+    def png(client: str, **fields: Any) -> PILImage.Image:
+        events: list[Event] = []
+        asyncio.run(host.dispatch("generate", PICTURE | {"output_type": "png"} | fields, client, events.append))
+        (made,) = (event.image for event in events if isinstance(event, Image))
+        assert made is not None
+        return PILImage.open(io.BytesIO(made.data))
+
+    first = png("me")
+    request = json.loads(first.info["latentwire"])
+    assert request["lora"] == [{"name": "emoji-pencil", "weight": 0.5}]
+    assert png("somebody else", **request).tobytes() == first.tobytes() != png("somebody else").tobytes()
+
+
 def test_unloading_takes_a_lora_out_of_every_default(host: Host, looks: dict[str, Any]) -> None:
     do(host, "lora.default", scope="host", adapters=uses("pencil", "pixels"))
     for client in ("me", "you"):

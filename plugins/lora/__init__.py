@@ -97,6 +97,8 @@ class Plugin:
     def modify_build(self, context: BuildContext) -> None:
         section: Uses | None = getattr(context.request, "lora", None)
         uses = self._default_for(context) if section is None else section.root
+        if section is None and uses:  # the picture's metadata shall say what was used
+            context.request = context.request.model_copy(update={"lora": Uses(uses)})
         # weight 0 adds zeros, which is the same as nothing
         context.build = context.build.with_adapters(*((use.name, use.weight) for use in uses if use.weight))
 
