@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .client import RemoteError, connect, connect_sync
     from .core.adapters import Adapter, LowRank
     from .core.build import PipelineBuild, PipelineCall
-    from .core.commands import CommandContext
+    from .core.commands import CommandContext, NoParams, validate
     from .core.errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, PluginError
     from .core.events import Event, JobEvent, Picture, Subscribed
     from .core.families import control_image_argument
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .core.model_store import LOADING, read_module
     from .core.pictures import Resize, read_picture, resized
     from .core.registry import PluginRegistry
+    from .core.remembered import Remembered
     from .core.requests import GenerateRequest, ImageInput, Strict, Whole
     from .core.settings import Settings, load_settings
     from .core.shelf import Loaded
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 # Where each public name lives; it is imported when first asked for, so that a client or `--help` stays light.
 _HOME = {
+    "validate": "core.commands",
+    "Remembered": "core.remembered",
+    "NoParams": "core.commands",
     "Adapter": "core.adapters",
     "BuildContext": "core.hookspecs",
     "CallContext": "core.hookspecs",
@@ -92,12 +96,14 @@ __all__ = [
     "Loaded",
     "LowRank",
     "ModelLoadError",
+    "NoParams",
     "NotLoaded",
     "Picture",
     "PipelineBuild",
     "PipelineCall",
     "PluginError",
     "PluginRegistry",
+    "Remembered",
     "RemoteError",
     "Resize",
     "Settings",
@@ -115,6 +121,7 @@ __all__ = [
     "read_picture",
     "read_weights",
     "resized",
+    "validate",
 ]
 
 

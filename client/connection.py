@@ -72,6 +72,7 @@ class Connection:
         self._ids = itertools.count(1)
         self._answers: dict[int, Answers] = {}
         self._jobs: dict[int, str] = {}  # of generate commands under way, once the host has said
+        self._subscriptions: dict[int, str] = {}  # of subscribing commands under way, once the host has said
         self._abandoned: set[int] = set()  # left by their reader before it did
         self._lost: str | None = None
 
@@ -151,15 +152,14 @@ class Connection:
             ConnectionLost: the connection broke.
         """
         message_id = next(self._ids)
-        subscription: str | None = None
         ended = False
         try:
             async with aclosing(self._run(message_id, command, params)) as messages:
                 async for message in messages:
                     name = message["event"]
                     if name == "subscribed":
-                        subscription = message["subscription"]
-                    elif name == "result":
+                        continue
+                    if name == "result":
                         ended = True
                     else:
                         yield from_plain(name, message) if name in EVENTS else _plugin_event(message)
@@ -167,6 +167,7 @@ class Connection:
             ended = True
             raise
         finally:
+            subscription = self._subscriptions.pop(message_id, None)
             if not ended and subscription is not None:
                 await self._stop("unsubscribe", subscription=subscription)
             elif not ended:
@@ -230,9 +231,12 @@ class Connection:
         elif message_id in self._answers:
             if message["event"] == "accepted":
                 self._jobs[message_id] = message["job"]
+            elif message["event"] == "subscribed":
+                self._subscriptions[message_id] = message["subscription"]
             self._answers[message_id].put(message)
         elif message_id in self._abandoned:
-            self._abandoned.discard(message_id)
+            if message["event"] in ("accepted", "subscribed", "result", "error"):
+                self._abandoned.discard(message_id)
             if message["event"] == "accepted":
                 await self._stop("cancel", job=message["job"])
             elif message["event"] == "subscribed":

@@ -6,7 +6,7 @@ the base is ever changed or wrapped. The sums are those of peft's layers, bit fo
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,12 +98,10 @@ def added(
             for name, part in adapter.layers.get(component, {}).items():
                 plan.setdefault(name, []).append((mine, part, weight))
         begin += count
-    hooks = [layers[name].register_forward_hook(_hook(parts)) for name, parts in plan.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, parts in plan.items():
+            hooks.callback(layers[name].register_forward_hook(_hook(parts)).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _hook(parts: Sequence[tuple[slice, LowRank, float]]) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:

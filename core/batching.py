@@ -26,6 +26,7 @@ class BatchSpec:
         zero_filled: Tensor arguments whose absence means zeros; where the first one is `nothing`, all are left out.
         prepares: It makes a run ready for a denoising step, so the engine lets it go before those who are ready.
         bucketed: In mode reproducible it runs at a fixed number of rows. The others run each call alone.
+        per_latent: Positions of its input to one latent pixel.
         most_rows: More than so many rows in one forward gain nothing and cost memory.
     """
 
@@ -35,6 +36,7 @@ class BatchSpec:
     zero_filled: tuple[str, ...] = ()
     prepares: bool = False
     bucketed: bool = False
+    per_latent: int = 1
     most_rows: int = 1 << 30
 
 
@@ -53,7 +55,7 @@ SPECS: dict[str, BatchSpec] = {
     "CLIPTextModel": BatchSpec(rows="input_ids", prepares=True),
     "CLIPTextModelWithProjection": BatchSpec(rows="input_ids", prepares=True),
     "T5EncoderModel": BatchSpec(rows="input_ids", prepares=True),
-    "Encoder": BatchSpec(rows="sample", prepares=True, most_rows=4),
+    "Encoder": BatchSpec(rows="sample", prepares=True, per_latent=64, most_rows=4),
     "Decoder": BatchSpec(rows="sample", most_rows=4),
 }
 
@@ -62,8 +64,8 @@ SPECS: dict[str, BatchSpec] = {
 class Parts:
     """A call taken apart: for each argument its structure and leaves; leaves that are tensors hold rows.
 
-    `positions` are the latent pixels of one row, 1 for rows that are no pictures. `key` must be equal for
-    calls to merge, `filled` too unless one of them is empty: it stands for the zero-filled arguments.
+    `positions` are the latent pixels of one row (an encoder's: pixels), 1 for rows that are no pictures. `key` must be
+    equal for calls to merge, `filled` too unless one of them is empty: it stands for the zero-filled arguments.
     """
 
     rows: int

@@ -122,7 +122,7 @@ def assemble(
     parameters = inspect.signature(pipeline.__init__).parameters.values()
     named = [p for p in parameters if p.name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD]
     wanted = {p.name: given.get(p.name) for p in named if p.name in given or p.default is inspect.Parameter.empty}
-    made = _on(pipeline, device)(**wanted)
+    made = _on(pipeline, device)(**wanted)  # type: ignore[arg-type]  # a class is hashable
     made.set_progress_bar_config(disable=True)
     return made
 

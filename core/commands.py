@@ -132,8 +132,12 @@ async def unsubscribe(context: CommandContext, params: UnsubscribeParams) -> dic
 
 async def images_put(context: CommandContext, params: ImagesPutParams) -> dict[str, Any]:
     """Keep a picture for requests to name by its id."""
-    picture = await asyncio.to_thread(context.host.picture, params.data)
-    return {"image_id": image_id(params.data), "width": picture.width, "height": picture.height}
+
+    def put() -> dict[str, Any]:
+        picture = context.host.picture(params.data, ["data"])
+        return {"image_id": image_id(params.data), "width": picture.width, "height": picture.height}
+
+    return await context.host.with_pixels(put)
 
 
 def pipeline_state_of(host: "Host") -> dict[str, Any]:

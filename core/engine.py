@@ -176,7 +176,11 @@ class Engine:
                 return [first]
             limit = self._bucket
         else:
-            limit = min(self._max_rows, waiting.spec.most_rows, MOST_POSITIONS // waiting.parts.positions)
+            limit = min(
+                self._max_rows,
+                waiting.spec.most_rows,
+                MOST_POSITIONS * waiting.spec.per_latent // waiting.parts.positions,
+            )
         chosen, group, rows = [first], [waiting.parts], waiting.parts.rows
         for run in self._runs:
             other = run._waiting

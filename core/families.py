@@ -6,12 +6,11 @@ a batch is a row in batching.py.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from .previews import STABLE_DIFFUSION_1, STABLE_DIFFUSION_XL, LatentFactors
 
 Task = Literal["text2img", "img2img", "inpaint"]
-TASKS: tuple[Task, ...] = get_args(Task)
 
 
 @dataclass(frozen=True)

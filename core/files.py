@@ -34,12 +34,27 @@ def find(files: FileSettings, name: str, field: str = "path") -> Path:
     for path in candidates:
         if _inside(path, roots) and _exists(path):
             return path
-    if files.hub and HUB_ID.fullmatch(name):
-        return _from_hub(name, field)
     linked = any(_exists(root / name) for root in roots)  # there, and yet not inside
+    if files.hub and HUB_ID.fullmatch(name) and not linked:
+        return _from_hub(name, field)
     if linked or not any(_inside(path, roots) for path in candidates):
         raise _refused(name, field, f"{name!r:.200} leads out of the host's folders; name a path below files.roots")
     raise _refused(name, field, f"there is no {name!r:.200} in the host's folders; {_nearest(name, roots)}")
+
+
+def check_inside(files: FileSettings, file: Path) -> None:
+    """Make sure that a file lies, links followed, in a root, or in the hub's cache where that is allowed.
+
+    Raises:
+        InvalidParams: it does not.
+    """
+    roots = [root.resolve() for root in (MODELS_FOLDER, *files.roots)]
+    if files.hub:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        roots.append(Path(HF_HUB_CACHE).resolve())
+    if not _inside(file.resolve(), roots):
+        raise _refused(file.name, "path", f"{file.name!r:.200} leads out of the host's folders")
 
 
 def _inside(path: Path, roots: Iterable[Path]) -> bool:

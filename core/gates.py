@@ -6,7 +6,7 @@ from anywhere but a run (a test, a plain pipeline, a worker thread) the gate is 
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -160,6 +160,14 @@ def install_gate(module: nn.Module, component: str = "") -> None:
 
     forward.__wrapped_gate__ = gate  # type: ignore[attr-defined]
     module.forward = forward
+
+
+def remove_gates(modules: Iterable[nn.Module]) -> None:
+    """Give modules their own forwards back, which also ends the reference cycles that gates make."""
+    for module in modules:
+        for part in (module, getattr(module, "controlnet_cond_embedding", None)):
+            if part is not None:
+                part.__dict__.pop("forward", None)
 
 
 def gated_parts(component: Any) -> list[nn.Module]:

@@ -31,8 +31,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class BuildContext:
     """For `modify_build`. Change the pipeline's parts with `context.build = replace(context.build, ...)`.
 
-    `client` is who asked, as in `CommandContext`. `request` may be replaced by one in which more is filled in: it is what
-    the following hooks see and what the picture's metadata holds.
+    `client` is who asked, as in `CommandContext`. `request` may be replaced by one in which more is filled in: later
+    hooks see it, and the picture's metadata holds it.
     """
 
     host: "Host"

@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image as PILImage
@@ -15,7 +16,7 @@ from .commands import CommandContext, register_core, validate
 from .engine import Engine
 from .errors import HostClosing, InternalError, LatentwireError, PluginError, SettingsError, UnknownCommand
 from .events import EVENTS, Event
-from .files import find, local_models
+from .files import check_inside, find, local_models
 from .hookspecs import ClientContext
 from .image_store import ImageStore
 from .jobs import JobTable
@@ -30,6 +31,8 @@ from .settings import Settings
 from .subscriptions import Subscription, Subscriptions
 
 log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 CORE = "latentwire"  # owns what no plugin brought
 
@@ -66,6 +69,7 @@ class Host:
         self.engine = Engine(settings.engine.max_batch_rows, settings.engine.reproducible_rows)
         self.jobs = JobTable(settings.limits)
         self.runner = Runner(self)
+        self._pixels = ThreadPoolExecutor(2, "pixels")
         self.closing = False
         self.ready = False
 
@@ -103,21 +107,37 @@ class Host:
                 raise PluginError(message, plugin=entry.plugin) from error
             raise InternalError(f"{command} failed: {problem}") from error
 
-    def picture(self, image: bytes | str) -> PILImage:
+    def picture(self, image: bytes | str, path: Sequence[str | int] = ()) -> PILImage:
         """The pixels (RGB) of a request's picture: a file's bytes, or the id of one in `images`; in a worker thread.
+
+        Args:
+            path: Where in the params it stands, for the error.
 
         Raises:
             InvalidParams: it is no PNG, JPEG or WebP, broken, or too large.
             UnknownImage: there is no picture with the id.
         """
-        data = self.images.get(image) if isinstance(image, str) else image
-        picture = read_picture(data, self.settings.limits.input_pixels)
+        try:
+            data = self.images.get(image) if isinstance(image, str) else image
+            picture = read_picture(data, self.settings.limits.input_pixels)
+        except LatentwireError as error:
+            got = image[:80] if isinstance(image, str) else f"{len(image)} bytes"
+            error.details = [{"path": list(path), "message": error.message, "got": got}]
+            raise
         self.images.put(data)  # so that its id, which stands in the PNG's metadata, can be used
         return picture
 
     def find_file(self, name: str, field: str = "path") -> Path:
         """The file or folder of weights that a client means; in a worker thread. See `files.find`."""
         return find(self.settings.files, name, field)
+
+    def check_inside(self, file: Path) -> None:
+        """Refuse a file that a link leads out of where weights may come from. See `files.check_inside`."""
+        check_inside(self.settings.files, file)
+
+    async def with_pixels(self, work: Callable[[], Value]) -> Value:
+        """Run work on pictures that clients sent, for a command; two at a time, so that they cannot fill memory."""
+        return await asyncio.get_running_loop().run_in_executor(self._pixels, work)
 
     def state_changed(self) -> None:
         """Let those who subscribed to `pipeline.state` have a look; from any thread."""
@@ -142,6 +162,7 @@ class Host:
         self._end_jobs()
         self.engine.close()
         self.runner.close()
+        self._pixels.shutdown(cancel_futures=True)
         self._end_jobs()  # those that came in between
 
     def _end_jobs(self) -> None:

@@ -43,6 +43,7 @@ class Job:
     created: float = field(default_factory=monotonic)
     steps_done: int = 0
     _runs: list[Run] = field(default_factory=list)
+    _over: bool = False
     _before_end: list[Callable[[], None]] = field(default_factory=list)
     _pictures_done: set[int] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -51,29 +52,29 @@ class Job:
         """Tell the listener, unless the job is over, or the event is a late preview of a finished picture."""
         with self._lock:
             late = event.latest_wins and getattr(event, "index", None) in self._pictures_done
-            if not self.outcome.done() and not late:
+            if not self._over and not late:
                 self.listener(event)
 
     def picture_done(self, index: int, event: Event) -> bool:
         """Emit a finished picture; whether it was the last one."""
         with self._lock:
             self._pictures_done.add(index)
-            if not self.outcome.done():
+            if not self._over:
                 self.listener(event)
             return len(self._pictures_done) == len(self.seeds)
 
     def add_run(self, run: Run) -> bool:
         """Take note of a run, to stop it with the job; False when the job is over and it must not start."""
         with self._lock:
-            if not self.outcome.done():
+            if not self._over:
                 self.state = "running"
                 self._runs.append(run)
-            return not self.outcome.done()
+            return not self._over
 
     def before_end(self, call: Callable[[], None]) -> None:
         """Have something done before anyone hears of the end; at once where the job is over."""
         with self._lock:
-            over = self.outcome.done()
+            over = self._over
             if not over:
                 self._before_end.append(call)
         if over:
@@ -81,12 +82,8 @@ class Job:
 
     def finish(self, result: dict[str, Any]) -> None:
         """End well; without effect on a job that has ended."""
-        with self._lock:
-            if not self.outcome.done():
-                self.state = "finished"
-                self._leave()
-                self.outcome.set_result(result)
-                self._runs.clear()
+        if self._end("finished"):
+            self.outcome.set_result(result)
 
     def fail(self, error: BaseException) -> bool:
         """End with an error and stop what still runs; False for a job that has ended."""
@@ -94,22 +91,31 @@ class Job:
             log.error("job %s failed", self.id, exc_info=error)
         if not isinstance(error, LatentwireError):
             error = JobFailed(f"the pipeline failed: {type(error).__name__}: {error}")
-        with self._lock:
-            if self.outcome.done():
-                return False
-            self.state = "cancelled" if isinstance(error, JobCancelled) else "failed"
-            # without causes and frames, which hold tensors for as long as anybody holds the error
-            error.__cause__ = error.__context__ = None
-            self._leave()
-            self.outcome.set_exception(error.with_traceback(None))
-            for run in self._runs:
-                run.stop(JobCancelled(f"job {self.id} has ended"))
-            self._runs.clear()
+        if not self._end("cancelled" if isinstance(error, JobCancelled) else "failed"):
+            return False
+        # without causes and frames, which hold tensors for as long as anybody holds the error
+        error.__cause__ = error.__context__ = None
+        self.outcome.set_exception(error.with_traceback(None))
         return True
 
-    def _leave(self) -> None:
-        while self._before_end:
-            self._before_end.pop()()
+    def _end(self, state: State) -> bool:
+        """The way to an end, once: no more events, runs stopped, and what must be done before anyone hears of it."""
+        with self._lock:
+            if self._over:
+                return False
+            self._over = True
+            self.state = state
+            runs, self._runs = self._runs, []
+            calls, self._before_end = self._before_end, []
+        if state != "finished":
+            for run in runs:
+                run.stop(JobCancelled(f"job {self.id} has ended"))
+        for call in calls:
+            try:
+                call()
+            except Exception:
+                log.exception("job %s did not end cleanly", self.id)
+        return True
 
 
 class JobTable:

@@ -1,7 +1,6 @@
 """Memory: what things take, and giving freed memory back to the system."""
 
 import ctypes
-import gc
 import sys
 from typing import Any
 
@@ -18,8 +17,7 @@ def bytes_of(thing: Any) -> int:
 
 
 def give_back() -> None:
-    """Return what has been freed: modules sit in reference cycles, and allocators keep pages for later."""
-    gc.collect()
+    """Return what has been freed, which allocators keep for later."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if sys.platform == "linux":

@@ -23,9 +23,9 @@ import transformers
 from .adapters import Adapter, Weighted
 from .build import PipelineBuild
 from .checkpoint import Checkpoint, describe_checkpoint, load_part
-from .errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, UnknownModel
+from .errors import InvalidParams, LatentwireError, ModelLoadError, NotLoaded, UnknownModel
 from .families import FAMILIES, Family
-from .gates import gated_parts, install_gate
+from .gates import gated_parts, install_gate, remove_gates
 from .offload import offload
 from .previews import Previewer, TinyDecoder, factors_for
 from .settings import ModelSettings
@@ -44,6 +44,8 @@ PREVIEWER_DTYPE = "float32"  # whatever the model has: it paints in a worker thr
 LOADING = threading.Lock()
 """Held by whoever makes modules: accelerate, which both libraries load with, swaps a method of nn.Module for the whole
 process while it does. Hold nothing else meanwhile, and lease nothing."""
+
+MOST_BROUGHT = 256  # ControlNets and LoRAs
 
 Kind = Literal["controlnet", "adapter"]
 """What can be brought to a model's own components."""
@@ -86,11 +88,6 @@ class ModelCard:
     def row(self) -> Family:
         """The model's family."""
         return FAMILIES[self.family]
-
-    @property
-    def denoiser_config(self) -> Mapping[str, Any]:
-        """The configuration of the UNet or transformer."""
-        return self.configs[self.row.denoiser]
 
 
 @dataclass(frozen=True)
@@ -261,6 +258,8 @@ class ModelStore:
         own = self.dtype_of(model)
         with self._lock:
             brought = Brought(kind, name, model, dtype, dict(notes), load, next(self._numbers))
+            if len(self._brought) + len(self._bringing) >= MOST_BROUGHT:
+                raise ModelLoadError(f"{MOST_BROUGHT} ControlNets and LoRAs are loaded, the limit; unload one")
             if (kind, name) in self._brought or (kind, name) in self._bringing:
                 message = f"a {kind} is already called {name!r}; unload it, or choose another name"
                 raise InvalidParams(message, [{"path": ["name"], "message": message, "got": name}])
@@ -273,7 +272,7 @@ class ModelStore:
             with self._lock:
                 self._bringing.discard((kind, name))
         self.shelf.give_back([brought.key(own)])
-        return self._row(brought)
+        return self._row(brought, self.shelf.contents())
 
     def drop(self, kind: Kind, name: str, when_free: bool = False) -> bool:
         """Unload what was brought under a name; False where it waits for the last job that uses it.
@@ -283,25 +282,22 @@ class ModelStore:
             InUse: jobs use it, and `when_free` is false.
         """
         with self._lock:
-            brought = self._brought.pop((kind, name), None)  # from now on no lease finds it
-        if brought is None:
-            raise NotLoaded(self._not_loaded(kind, name))
-        try:
-            return self.shelf.put_away(self._keys_of(brought), when_free)
-        except InUse:
-            with self._lock:
-                self._brought[kind, name] = brought
-                self._brought = dict(sorted(self._brought.items(), key=lambda entry: entry[1].number))
-            raise
+            brought = self._brought.get((kind, name))
+            if brought is not None:
+                done = self.shelf.put_away(self._keys_of(brought), when_free)
+                del self._brought[kind, name]
+                return done
+        raise NotLoaded(self._not_loaded(kind, name))
 
     def brought(self, kind: Kind) -> list[dict[str, Any]]:
         """What was brought, in order: name, model, dtype, bytes, leases, and its notes."""
         with self._lock:
             all_of_kind = [brought for (this, _), brought in self._brought.items() if this == kind]
-        return [self._row(brought) for brought in all_of_kind]
+        contents = self.shelf.contents()
+        return [self._row(brought, contents) for brought in all_of_kind]
 
-    def _row(self, brought: Brought) -> dict[str, Any]:
-        mine = [entry for key, entry in self.shelf.contents().items() if key.number == brought.number]
+    def _row(self, brought: Brought, contents: Mapping[Key, tuple[Any, int, int]]) -> dict[str, Any]:
+        mine = [entry for key, entry in contents.items() if key.number == brought.number]
         return {
             "name": brought.name,
             "model": brought.model,
@@ -362,7 +358,7 @@ class ModelStore:
         for part in gated_parts(component):
             install_gate(part, name)
         log.info("loaded %s of model %s as %s", name, card.name, dtype)
-        return Loaded(component)
+        return Loaded(component, put_away=partial(remove_gates, gated_parts(component)))
 
     def _load_brought(self, brought: Brought, dtype: str) -> Loaded:
         """A brought thing on the host's device, with a gate where it is a module."""
@@ -376,11 +372,16 @@ class ModelStore:
                 raise TypeError(f"it is a {type(value).__name__}, no module or adapter")
             to_device(value, self._device, dtype)
             install_gate(value, brought.kind)
+
+            def put_away() -> None:
+                remove_gates([value])
+                loaded.put_away()
+
         except LatentwireError:
             raise
         except Exception as error:
             raise ModelLoadError(f"cannot load {brought.kind} {brought.name!r}: {error}") from error
-        return loaded
+        return replace(loaded, put_away=put_away)
 
 
 def _read_card(name: str, settings: ModelSettings) -> ModelCard:
@@ -450,8 +451,7 @@ def _read_component(card: ModelCard, name: str, dtype: str) -> Any:
     """A tokenizer, or a module on the CPU in that dtype or float32, as the model's files have it."""
     if card.checkpoint is not None:
         with LOADING:
-            part = load_part(card.checkpoint, name, getattr(torch, dtype))
-        return _unmapped(part) if isinstance(part, torch.nn.Module) else part
+            return load_part(card.checkpoint, name, getattr(torch, dtype))
     library, class_name = card.parts[name]
     kind = getattr(LIBRARIES[library], class_name)
     folder = card.path / name
@@ -505,11 +505,4 @@ def read_module(kind: Any, folder: Path) -> Any:
     if report["missing_keys"] or report["mismatched_keys"]:  # both libraries would fill them with noise
         lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ValueError(f"{len(lacking)} tensors are missing or misshapen, the first is {lacking[0]}")
-    return _unmapped(module)
-
-
-def _unmapped(module: torch.nn.Module) -> torch.nn.Module:
-    """The module with its weights in memory: read in their own dtype they are pages of the file, which may change."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()
     return module

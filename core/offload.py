@@ -18,7 +18,7 @@ class TakeTurns(CpuOffload):  # type: ignore[misc]  # accelerate has no types
         self._group = group
 
     def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        for other in self._group:
+        for other in list(self._group):  # a load may add to it
             if other is not module:
                 torch.nn.Module.to(other, "cpu")
         return super().pre_forward(module, *args, **kwargs)

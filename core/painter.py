@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 log = logging.getLogger(__name__)
 
@@ -15,13 +16,15 @@ class Painter:
         self._pool = ThreadPoolExecutor(2, "paint")
         self._lock = threading.Lock()
         self._waiting: dict[Hashable, Callable[[], None]] = {}
+        self._taken: set[Hashable] = set()  # pictures that a thread has, or will have
 
     def paint(self, picture: Hashable, work: Callable[[], None]) -> None:
         """Paint soon, in place of what still waits for the same picture."""
         with self._lock:
-            scheduled = picture in self._waiting
+            taken = picture in self._taken
+            self._taken.add(picture)
             self._waiting[picture] = work
-        if not scheduled:
+        if not taken:
             self._pool.submit(self._work, picture)
 
     def close(self) -> None:
@@ -35,3 +38,10 @@ class Painter:
             work()
         except Exception:
             log.exception("a preview of %s could not be painted", picture)
+        with self._lock:  # only now: a picture's previews must not overtake one another
+            more = picture in self._waiting
+            if not more:
+                self._taken.discard(picture)
+        if more:
+            with suppress(RuntimeError):  # closed meanwhile
+                self._pool.submit(self._work, picture)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Entry = TypeVar("Entry")
 
+MOST_NAMES = 12  # of those that an error lists
+
 
 @dataclass(frozen=True, slots=True)
 class CommandEntry:
@@ -52,7 +54,9 @@ class Preprocessor:
 def nearest(name: str, table: Mapping[str, Any], plural: str) -> str:
     """A hint for a name that a table does not hold: the nearest one that it does, or all of them."""
     near = difflib.get_close_matches(name, table, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"{plural}: {', '.join(sorted(table))}"
+    names = sorted(table)
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"did you mean {near[0]!r}?" if near else f"{plural}: {', '.join(names[:MOST_NAMES])}{more}"
 
 
 @dataclass

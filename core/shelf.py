@@ -3,9 +3,11 @@
 It knows nothing of what it holds but how many bytes that takes.
 """
 
+import gc
 import itertools
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -72,14 +74,11 @@ class Shelf(Generic[Key]):
         self.loads = 0
         self.hits = 0
 
-    def take(
-        self, key: Key, load: Callable[[], Loaded], announce: Callable[[], None] = _nothing, expected: int = 0
-    ) -> Any:
+    def take(self, key: Key, load: Callable[[], Loaded], announce: Callable[[], None] = _nothing) -> Any:
         """A thing, in use until it is given back; loaded by whoever asks first, the others wait for that one load.
 
         Args:
             announce: Called where there is something to wait for.
-            expected: About how many bytes it will take; room is made before it is loaded.
 
         Raises:
             Whatever `load` raises: nothing is kept then, and the next who asks tries again.
@@ -95,9 +94,8 @@ class Shelf(Generic[Key]):
             slot.users += 1
             slot.last_use = next(self._clock)
         if mine:
-            announce()
-            self._make_room(expected)
             try:
+                announce()
                 loaded = load()
             except BaseException as error:
                 with self._lock:
@@ -108,7 +106,7 @@ class Shelf(Generic[Key]):
                 slot.put_away = loaded.put_away
                 slot.nbytes = bytes_of(loaded.value) if loaded.nbytes is None else loaded.nbytes
                 slot.loading.set_result(loaded.value)
-            self._make_room(0)
+            self._make_room()
             self._changed()
         elif not slot.loading.done():
             announce()
@@ -119,13 +117,12 @@ class Shelf(Generic[Key]):
         leaving = []
         with self._lock:
             for key in keys:
-                slot = self._slots[key]
-                slot.users -= 1
-                slot.last_use = next(self._clock)
-                if slot.leaving and not slot.users:
+                self._slots[key].users -= 1
+                self._slots[key].last_use = next(self._clock)
+                if self._slots[key].leaving and not self._slots[key].users:
                     leaving.append(self._slots.pop(key))
         self._let_go(leaving)
-        self._make_room(0)
+        self._make_room()
         self._changed()
 
     def put_away(self, keys: Iterable[Key], when_free: bool = False) -> bool:
@@ -135,13 +132,14 @@ class Shelf(Generic[Key]):
             InUse: something is in use, and `when_free` is false; then nothing is put away.
         """
         with self._lock:
-            slots = {key: self._slots[key] for key in keys if key in self._slots}
-            users = sum(slot.users for slot in slots.values())
+            there = [key for key in keys if key in self._slots]
+            users = sum(self._slots[key].users for key in there)
             if users and not when_free:
                 raise InUse(f"it is in use by {users} job(s); wait for them, or ask for it when free")
-            free = [self._slots.pop(key) for key, slot in slots.items() if not slot.users]
-            for slot in slots.values():
-                slot.leaving = True
+            free = [self._slots.pop(key) for key in there if not self._slots[key].users]
+            for key in there:
+                if key in self._slots:
+                    self._slots[key].leaving = True
         self._let_go(free)
         self._changed()
         return not users
@@ -152,13 +150,13 @@ class Shelf(Generic[Key]):
             loaded = {key: slot for key, slot in self._slots.items() if slot.loaded}
             return {key: (slot.loading.result(), slot.nbytes, slot.users) for key, slot in loaded.items()}
 
-    def _make_room(self, expected: int) -> None:
-        """Put away what nobody uses, the longest unused first, until the rest and what is expected fit the budget."""
+    def _make_room(self) -> None:
+        """Put away what nobody uses, the longest unused first, until the rest fits the budget."""
         if self._budget is None:
             return
         gone = []
         with self._lock:
-            total = sum(slot.nbytes for slot in self._slots.values()) + expected
+            total = sum(slot.nbytes for slot in self._slots.values())
             idle = [(slot.last_use, key) for key, slot in self._slots.items() if slot.loaded and not slot.users]
             for _, key in sorted(idle, key=lambda entry: entry[0]):
                 if total <= self._budget:
@@ -169,8 +167,16 @@ class Shelf(Generic[Key]):
         self._let_go(gone)
 
     def _let_go(self, slots: list[_Slot]) -> None:
+        """Forget things and give their memory back; collecting garbage stops every thread, so it is the last resort."""
         if not slots:
             return
-        while slots:
-            slots.pop().put_away()  # the slot held the thing last
+        things = [weakref.ref(slot.loading.result()) for slot in slots]
+        for slot in slots:
+            try:
+                slot.put_away()
+            except Exception:
+                log.exception("something could not be put away cleanly")
+            slot.put_away, slot.loading = _nothing, Future()
+        if any(thing() is not None for thing in things):
+            gc.collect()
         give_back()

@@ -69,6 +69,10 @@ class Outbox:
             self._loop.call_soon_threadsafe(call)
 
 
-def _weight(message: dict[str, Any]) -> int:
-    parts = [value.get("data") for value in message.values() if isinstance(value, dict)]
-    return sum(len(data) for data in parts if isinstance(data, bytes))
+def _weight(value: Any) -> int:
+    """The bytes of the files and tensors in a message, wherever they are."""
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_weight, value.values()))
+    return sum(map(_weight, value)) if isinstance(value, list) else 0

@@ -16,6 +16,7 @@ from ..core.errors import (
     LatentwireError,
     MessageError,
     MessageTooLarge,
+    TooManyJobs,
 )
 from ..core.events import Event, to_plain
 from ..core.host import Host
@@ -25,6 +26,7 @@ from .outbox import Outbox
 log = logging.getLogger(__name__)
 
 MAX_ID_LENGTH = 64
+MAX_COMMANDS = 256  # under way at once on one connection
 SEND_TIMEOUT_S = 60.0  # for one message; the client's machine may be gone without a word
 CLOSE_TIMEOUT_S = 1.0
 TRY_AGAIN_LATER = 1013  # WebSocket close code
@@ -116,9 +118,11 @@ class Session:
         if message_id in self._commands:  # not answered under that id: the older command has its own end to come
             raise DuplicateId(f"id {message_id!r} is still in use on this connection; choose another")
         try:
+            if len(self._commands) >= MAX_COMMANDS:
+                raise TooManyJobs(f"this connection has {MAX_COMMANDS} unfinished commands, the limit; wait for one")
             codec.check(message)
             command, params = _command_of(message)
-        except MessageError as error:
+        except (MessageError, TooManyJobs) as error:
             self._fail(message_id, error)
             return
         task = asyncio.create_task(self._run(message_id, command, params))

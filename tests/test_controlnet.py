@@ -601,13 +601,13 @@ BAD_USES: dict[str, tuple[Any, list[Any], str]] = {
         use(preprocess={"name": "hed"}), [0, "preprocess", "name"], "no preprocessor 'hed'; preprocessors: canny",
     ),
     "an unknown option": (
-        use(preprocess={"name": "canny", "options": {"lo": 1}}), [0, "preprocess", "options", "lo"], "canny.lo: ",
+        use(preprocess={"name": "canny", "options": {"lo": 1}}), [0, "preprocess", "options", "lo"], "canny: lo: ",
     ),
     "a wrong option": (
-        use(preprocess={"name": "canny", "options": {"low": "x"}}), [0, "preprocess", "options", "low"], "canny.low: ",
+        use(preprocess={"name": "canny", "options": {"low": "x"}}), [0, "preprocess", "options", "low"], "canny: low: ",
     ),
     "options that do not fit one another": (
-        use(preprocess={"name": "canny", "options": {"low": 9, "high": 8}}), [0, "preprocess", "options"], "canny: w",
+        use(preprocess={"name": "canny", "options": {"low": 9, "high": 8}}), [0, "preprocess", "options"], "canny: params: ",
     ),
 }  # fmt: skip
 

@@ -173,6 +173,7 @@ def test_the_limits_documented_are_those_of_the_program() -> None:
         f"{outbox.MAX_WAITING:,} messages",
         f"{outbox.MAX_WAITING_BYTES >> 20} MiB of pictures",
         f"{session.SEND_TIMEOUT_S:g} seconds",
+        f"subscriptions included | {session.MAX_COMMANDS} |",
     ):
         assert wanted in text
     assert f"in up to {commands.MAX_DETAILS} places" in PAGES["protocol"]

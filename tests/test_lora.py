@@ -643,7 +643,7 @@ def test_a_wrong_field_is_refused_before_anything_runs(host: Host, lora: Any) ->
 
 def test_a_lora_that_is_not_loaded_is_refused_by_name(host: Host) -> None:
     do(host, "lora.load", path=PIXELS)
-    with pytest.raises(NotLoaded, match="no adapter 'pixel' is loaded; loaded: emoji-pixel-art"):
+    with pytest.raises(NotLoaded, match="no LoRA 'pixel' is loaded; loaded: emoji-pixel-art"):
         draw(host, lora=uses("pixel"))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latentwire.core.events import Event, Image, Latents, Step
-from latentwire.core.schedulers import diffusers_schedulers, noise_level, predict_original
+from latentwire.core.schedulers import FLOW, diffusers_schedulers, noise_level, predict_original
 
 from .conftest import Served
 
@@ -33,7 +33,7 @@ def test_the_names_that_the_field_knows_are_there() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("name", sorted(diffusers_schedulers()))
+@pytest.mark.parametrize("name", sorted(diffusers_schedulers().keys() - FLOW))
 def test_a_perfect_model_makes_the_predicted_picture_the_true_one(name: str, prediction: str) -> None:
     scheduler = diffusers_schedulers()[name]({**CONFIG, "prediction_type": prediction})
     scheduler.set_timesteps(10)
@@ -49,7 +49,18 @@ def test_a_perfect_model_makes_the_predicted_picture_the_true_one(name: str, pre
     assert torch.allclose(predicted, original, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", sorted(diffusers_schedulers()))
+@pytest.mark.parametrize("name", sorted(FLOW))
+def test_a_perfect_model_of_flow_matching_makes_the_predicted_picture_the_true_one(name: str) -> None:
+    scheduler = diffusers_schedulers()[name]({"shift": 3.0})
+    scheduler.set_timesteps(10)
+    original, noise = torch.randn((2, 1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    sigma = float(scheduler.sigmas[0])
+    sample = sigma * noise + (1 - sigma) * original
+    predicted = predict_original(scheduler, noise - original, sample, scheduler.timesteps[0], sigma)
+    assert torch.allclose(predicted, original, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(diffusers_schedulers().keys() - FLOW))
 def test_a_request_runs_with_the_scheduler(served: Served, name: str) -> None:
     request = {
         "prompt": "red apple on a blue background",

@@ -77,7 +77,12 @@ async def test_describe_gives_a_schema_for_every_command_and_event(served: Serve
         assert command["params"]["type"] == "object"
     assert set(described["commands"]["generate"]["params"]["properties"]) >= {"prompt", "seed", "stream", "clip_skip"}
     assert described["fields"]["clip_skip"] == "clip_skip"
-    assert {name for name, event in described["events"].items() if event["latest_wins"]} == {"preview", "latents"}
+    assert {name for name, event in described["events"].items() if event["latest_wins"]} == {
+        "preview",
+        "latents",
+        "state",
+        "stats",
+    }
     assert "invalid_params" in described["errors"]
     assert "ddim" in described["schedulers"]
     assert described["modes"] == ["exact", "reproducible", "fast"]

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from PIL.Image import Image
-from pydantic import BaseModel, Field, RootModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, RootModel, model_validator
 
 from latentwire import (
     BuildContext,
@@ -19,16 +20,19 @@ from latentwire import (
     InvalidParams,
     JobEvent,
     ModelLoadError,
+    NoParams,
     Picture,
     PluginRegistry,
+    Remembered,
     Resize,
     Strict,
     control_image_argument,
     encode,
     hookimpl,
+    validate,
 )
 
-from .images import ControlImages, prepare, preprocess_with, read, to_tensor
+from .images import prepare, preprocess_with, to_tensor
 from .loading import load_control_lora, load_folder
 from .preprocessors import PREPROCESSORS
 
@@ -107,10 +111,6 @@ class PreprocessParams(Strict):
     options: dict[str, Any] = {}
 
 
-class NoParams(Strict):
-    """This command takes no params."""
-
-
 @dataclass(frozen=True, slots=True)
 class ControlImage(JobEvent):
     """A control image as the ControlNet sees it; number `place` of the request, from 0."""
@@ -126,7 +126,8 @@ class Plugin:
     """The commands, and the control images in use."""
 
     def __init__(self) -> None:
-        self._images = ControlImages()
+        # live requests repeat their control images, and all pictures of a job share them
+        self._images = Remembered(256 << 20, lambda prepared: prepared[1].nbytes)
 
     @hookimpl
     def register(self, registry: PluginRegistry) -> None:
@@ -145,6 +146,9 @@ class Plugin:
         names = [_name_of(context.host, place, use, context.build.model) for place, use in enumerate(uses)]
         for place, use in enumerate(uses):
             _options_of(context.host, use.preprocess, ["controlnet", place, "preprocess"])
+        if uses:  # the picture's metadata shall say which ones were used
+            named = [use.model_copy(update={"name": name}) for use, name in zip(uses, names, strict=True)]
+            context.request = context.request.model_copy(update={"controlnet": Uses.model_construct(root=named)})
         context.build = context.build.with_controlnets(*names)
 
     @hookimpl
@@ -153,16 +157,16 @@ class Plugin:
         if not uses:
             return
         names = context.build.controlnets[-len(uses) :]
-        images = [self._image(context, place, use) for place, use in enumerate(uses)]
+        prepared = [self._prepared(context, place, use) for place, use in enumerate(uses)]
         if context.index == 0:
-            for place, (use, name, image) in enumerate(zip(uses, names, images, strict=True)):
+            for place, (use, name, (image, _)) in enumerate(zip(uses, names, prepared, strict=True)):
                 if use.preprocess is not None and use.preprocess.show:
                     context.emit(ControlImage(context.job, place, name, encode(image, "png")))
         # one ControlNet takes plain values, several take lists
         many: Any = list if len(uses) > 1 else lambda values: values[0]
         context.call = context.call.with_extra(
             **{
-                control_image_argument(context.build.task): many([to_tensor(image) for image in images]),
+                control_image_argument(context.build.task): many([tensor for _, tensor in prepared]),
                 "controlnet_conditioning_scale": many([use.controlnet_conditioning_scale for use in uses]),
                 "control_guidance_start": many([use.control_guidance_start for use in uses]),
                 "control_guidance_end": many([use.control_guidance_end for use in uses]),
@@ -190,25 +194,33 @@ class Plugin:
         options = _options_of(host, wanted, [])
 
         def make() -> dict[str, Any]:
-            picture = encode(preprocess_with(host, params.name, options, read(host, params.image, ["image"])), "png")
+            given = host.picture(params.image, ["image"])
+            most = host.settings.limits.pixels
+            if given.width * given.height > most:
+                message = f"the picture is {given.width}x{given.height} pixels; wanted at most {most} to preprocess"
+                raise InvalidParams(message, [{"path": ["image"], "message": message, "got": f"{given.size}"}])
+            picture = encode(preprocess_with(host, params.name, options, given), "png")
             plain = {"format": picture.format, "width": picture.width, "height": picture.height, "data": picture.data}
             return {"image_id": host.images.put(picture.data), "image": plain}
 
-        return await asyncio.to_thread(make)
+        return await host.with_pixels(make)
 
-    def _image(self, context: CallContext, place: int, use: Use) -> Image:
-        """The control image at the picture's size."""
+    def _prepared(self, context: CallContext, place: int, use: Use) -> tuple[Image, torch.Tensor]:
+        """The control image at the picture's size, and as the pipeline takes it."""
         host, width, height = context.host, context.call.width, context.call.height
         options = _options_of(host, use.preprocess, ["controlnet", place, "preprocess"])
 
         def preprocess(picture: Image) -> Image:
             return picture if use.preprocess is None else preprocess_with(host, use.preprocess.name, options, picture)
 
-        def make() -> Image:
-            return prepare(read(host, use.image, ["controlnet", place, "image"]), width, height, use.resize, preprocess)
+        def make() -> tuple[Image, torch.Tensor]:
+            picture = host.picture(use.image, ["controlnet", place, "image"])
+            image = prepare(picture, width, height, use.resize, preprocess)
+            return image, to_tensor(image)
 
         wanted = use.model_dump_json(include={"image", "resize", "preprocess"}, exclude={"preprocess": {"show"}})
-        return self._images.ready((wanted, width, height), make)
+        prepared: tuple[Image, torch.Tensor] = self._images.get((wanted, width, height), make)
+        return prepared
 
 
 def _uses(request: Any) -> list[Use]:
@@ -242,15 +254,11 @@ def _options_of(host: Host, preprocess: Preprocessing | None, path: list[Any]) -
         message = f"there is no preprocessor {preprocess.name!r}; preprocessors: {known}"
         raise InvalidParams(message, [{"path": [*path, "name"], "message": message, "got": preprocess.name}])
     try:
-        return entry.options.model_validate(preprocess.options)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = [preprocess.name, *map(str, problem["loc"])]
-        message = f"{'.'.join(place)}: {problem['msg'].removeprefix('Value error, ')}"
-        where = [*path, "options", *problem["loc"]]
-        raise InvalidParams(
-            message, [{"path": where, "message": message, "got": repr(problem["input"])[:80]}]
-        ) from error
+        return validate(entry.options, preprocess.options, preprocess.name)
+    except InvalidParams as error:
+        for detail in error.details:
+            detail["path"] = [*path, "options", *detail["path"]]
+        raise
 
 
 def _load(host: Host, params: LoadParams) -> dict[str, Any]:
@@ -267,7 +275,7 @@ def _load(host: Host, params: LoadParams) -> dict[str, Any]:
     else:
         assert params.path is not None
         field, name, notes["kind"] = "path", Path(params.path).name, "controlnet"
-        load = partial(load_folder, host.find_file(params.path), unet_config)
+        load = partial(load_folder, host, host.find_file(params.path), unet_config)
     try:
         return host.store.bring("controlnet", params.name or name, model, load, params.dtype, notes)
     except ModelLoadError as error:
@@ -280,5 +288,8 @@ def _control_lora_file(host: Host, params: LoadParams) -> Path:
     assert params.lora_weights_path is not None
     if params.path is not None:
         with suppress(InvalidParams):
-            return host.find_file(f"{params.path}/{params.lora_weights_path}", "lora_weights_path")
+            file = host.find_file(params.path) / params.lora_weights_path
+            if file.exists():
+                host.check_inside(file)
+                return file
     return host.find_file(params.lora_weights_path, "lora_weights_path")

@@ -1,7 +1,5 @@
 """Control images: read, brought to the picture's size, preprocessed; remembered, since live requests repeat them."""
 
-import threading
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -9,39 +7,6 @@ import torch
 from PIL.Image import Image, Resampling
 
 from latentwire import Host, LatentwireError, PluginError, Resize, resized
-
-REMEMBERED = 32  # control images
-
-
-class ControlImages:
-    """The latest control images, ready for a pipeline."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._ready: OrderedDict[Any, Image] = OrderedDict()
-
-    def ready(self, key: Any, make: Any) -> Image:
-        """What `make` gave for this key, or gives now."""
-        with self._lock:
-            if key in self._ready:
-                self._ready.move_to_end(key)
-                return self._ready[key]
-        image: Image = make()
-        with self._lock:
-            self._ready[key] = image
-            while len(self._ready) > REMEMBERED:
-                self._ready.popitem(last=False)
-        return image
-
-
-def read(host: Host, image: bytes | str, path: list[Any]) -> Image:
-    """A request's picture; an error says where in the params it stands."""
-    try:
-        return host.picture(image)
-    except LatentwireError as error:
-        got = image[:80] if isinstance(image, str) else f"{len(image)} bytes"
-        error.details = [{"path": path, "message": error.message, "got": got}]
-        raise
 
 
 def prepare(picture: Image, width: int, height: int, resize: Resize, preprocess: Any) -> Image:

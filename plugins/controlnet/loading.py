@@ -21,12 +21,14 @@ STABILITY = "lora_controlnet"  # an empty tensor that marks Stability AI's files
 LOW_RANK = ".lora_B.weight"
 
 
-def load_folder(folder: Path, unet_config: Mapping[str, Any], dtype: str) -> Loaded:
+def load_folder(host: Host, folder: Path, unet_config: Mapping[str, Any], dtype: str) -> Loaded:
     """A ControlNet in diffusers' format for a UNet of that configuration; `dtype` is the store's to apply.
 
     Raises:
         ValueError: the folder holds something else, or a ControlNet for another kind of model.
     """
+    for file in folder.glob("*"):
+        host.check_inside(file)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:

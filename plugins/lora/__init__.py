@@ -15,8 +15,10 @@ from latentwire import (
     ClientContext,
     CommandContext,
     Host,
+    InvalidParams,
     Loaded,
     ModelLoadError,
+    NoParams,
     NotLoaded,
     PluginRegistry,
     Strict,
@@ -24,6 +26,8 @@ from latentwire import (
 )
 
 from .files import choose, read_adapter
+
+MOST = 32  # LoRAs in a request
 
 Scope = Literal["session", "host"]
 
@@ -38,7 +42,7 @@ class Use(Strict):
 class Uses(RootModel[list[Use]]):
     """The LoRAs of a picture; an empty list means none, whatever the default is."""
 
-    root: list[Use] = Field(max_length=32)
+    root: list[Use] = Field(max_length=MOST)
 
     @field_validator("root")
     @classmethod
@@ -74,10 +78,6 @@ class DefaultParams(Strict):
     adapters: Uses | None = Field(None, description="an empty list means none; null takes the setting back")
 
 
-class NoParams(Strict):
-    """This command takes no params."""
-
-
 class Plugin:
     """The commands, and what is applied by default."""
 
@@ -97,8 +97,14 @@ class Plugin:
     def modify_build(self, context: BuildContext) -> None:
         section: Uses | None = getattr(context.request, "lora", None)
         uses = self._default_for(context) if section is None else section.root
-        if section is None and uses:  # the picture's metadata shall say what was used
-            context.request = context.request.model_copy(update={"lora": Uses(uses)})
+        if section is not None:
+            known = {row["name"] for row in context.host.store.brought("adapter")}
+            for place, use in enumerate(uses):
+                if use.name not in known:
+                    message = f"no LoRA {use.name!r} is loaded; loaded: {', '.join(sorted(known)) or 'none'}"
+                    raise NotLoaded(message, [{"path": ["lora", place, "name"], "message": message, "got": use.name}])
+        elif uses:  # the picture's metadata shall say what was used
+            context.request = context.request.model_copy(update={"lora": Uses.model_construct(root=uses)})
         # weight 0 adds zeros, which is the same as nothing
         context.build = context.build.with_adapters(*((use.name, use.weight) for use in uses if use.weight))
 
@@ -110,6 +116,9 @@ class Plugin:
         """Load a LoRA file, or the one of a folder with the highest training step."""
         host = context.host
         model = params.model or host.settings.defaults.model
+        if params.default is not None and len(self._defaults(params.default, context.client)) >= MOST:
+            message = f"the default of this {params.default} has {MOST} LoRAs, as many as it can; set it anew"
+            raise InvalidParams(message, [{"path": ["default"], "message": message, "got": params.default}])
         row = await asyncio.to_thread(_load, host, params, model)
         if params.default is not None:
             uses = [use for use in self._defaults(params.default, context.client) if use.name != row["name"]]
@@ -173,8 +182,7 @@ def _load(host: Host, params: LoadParams, model: str) -> dict[str, Any]:
     except ValueError as error:
         raise ModelLoadError(f"cannot load LoRA {params.path!r}: {error}") from error
     within = file.name if file == path else file.relative_to(path).as_posix()
-    if file.resolve() != file and not host.settings.files.hub:  # the hub's cache is made of links
-        host.find_file(f"{params.path}/{within}")
+    host.check_inside(file)
     name = params.name or (Path(params.path).name or path.name).removesuffix(".safetensors")[:200]
     notes = {"path": params.path, "file": within, "chosen": reason}
     return host.store.bring("adapter", name, model, partial(_read, host, model, file), notes=notes)

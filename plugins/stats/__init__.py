@@ -13,16 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from latentwire import CommandContext, Event, Host, PluginRegistry, Strict, Subscribed, hookimpl
+from latentwire import CommandContext, Event, Host, NoParams, PluginRegistry, Strict, Subscribed, hookimpl
 
 from .metrics import registry_of
 from .readings import Reader
 
 Value = TypeVar("Value")
-
-
-class NoParams(Strict):
-    """This command takes no params."""
 
 
 class SubscribeParams(Strict):

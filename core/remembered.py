@@ -1,0 +1,38 @@
+"""Things that were costly to make and are likely wanted again, the latest that fit."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+
+class Remembered:
+    """Values by key.
+
+    Args:
+        budget: Bytes of all values together; the longest unused are forgotten first.
+        weigh: The bytes of one value.
+    """
+
+    def __init__(self, budget: int, weigh: Callable[[Any], int]) -> None:
+        self._budget = budget
+        self._weigh = weigh
+        self._lock = threading.Lock()
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gave for this key, or gives now; two threads may both make it."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = value
+                self._bytes += self._weigh(value)
+            while self._bytes > self._budget and len(self._values) > 1:
+                _, old = self._values.popitem(last=False)
+                self._bytes -= self._weigh(old)
+        return value
