@@ -607,7 +607,7 @@ BAD_USES: dict[str, tuple[Any, list[Any], str]] = {
         use(preprocess={"name": "canny", "options": {"low": "x"}}), [0, "preprocess", "options", "low"], "canny: low: ",
     ),
     "options that do not fit one another": (
-        use(preprocess={"name": "canny", "options": {"low": 9, "high": 8}}), [0, "preprocess", "options"], "canny: params: ",
+        use(preprocess={"name": "canny", "options": {"low": 9, "high": 8}}), [0, "preprocess", "options"], "canny: p",
     ),
 }  # fmt: skip
 
