@@ -7,6 +7,7 @@ import gc
 import itertools
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
@@ -167,7 +168,7 @@ class Shelf(Generic[Key]):
         self._let_go(gone)
 
     def _let_go(self, slots: list[_Slot]) -> None:
-        """Forget things and give their memory back; collecting garbage stops every thread, so it is the last resort."""
+        """Forget things and give their memory back."""
         if not slots:
             return
         things = [weakref.ref(slot.loading.result()) for slot in slots]
@@ -177,6 +178,18 @@ class Shelf(Generic[Key]):
             except Exception:
                 log.exception("something could not be put away cleanly")
             slot.put_away, slot.loading = _nothing, Future()
+        threading.Thread(target=_sweep, args=(things,), name="sweep", daemon=True).start()
+
+
+def _sweep(things: list["weakref.ref[Any]"]) -> None:
+    """Give memory back once the last frame that held it is gone.
+
+    Collecting garbage stops every thread, so it is only done for what stays: a cancelled call leaves reference cycles.
+    """
+    for seconds in (0.0, 0.1, 0.5, 2.0):
+        time.sleep(seconds)
         if any(thing() is not None for thing in things):
             gc.collect()
-        give_back()
+        if all(thing() is None for thing in things):
+            break
+    give_back()

@@ -185,6 +185,7 @@ def digest_of(host: Host) -> str:
 
 def tensor_bytes() -> int:
     """What all tensors of the process take, but for those that are older than the freeze."""
+    gc.collect()  # a cancelled call leaves reference cycles
     give_back()
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
     return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())

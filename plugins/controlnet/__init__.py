@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL.Image import Image
 from pydantic import BaseModel, Field, RootModel, model_validator
@@ -32,7 +34,7 @@ from latentwire import (
     validate,
 )
 
-from .images import prepare, preprocess_with, to_tensor
+from .images import prepare, preprocess_with, to_array
 from .loading import load_control_lora, load_folder
 from .preprocessors import PREPROCESSORS
 
@@ -166,7 +168,7 @@ class Plugin:
         many: Any = list if len(uses) > 1 else lambda values: values[0]
         context.call = context.call.with_extra(
             **{
-                control_image_argument(context.build.task): many([tensor for _, tensor in prepared]),
+                control_image_argument(context.build.task): many([torch.from_numpy(array) for _, array in prepared]),
                 "controlnet_conditioning_scale": many([use.controlnet_conditioning_scale for use in uses]),
                 "control_guidance_start": many([use.control_guidance_start for use in uses]),
                 "control_guidance_end": many([use.control_guidance_end for use in uses]),
@@ -205,7 +207,7 @@ class Plugin:
 
         return await host.with_pixels(make)
 
-    def _prepared(self, context: CallContext, place: int, use: Use) -> tuple[Image, torch.Tensor]:
+    def _prepared(self, context: CallContext, place: int, use: Use) -> tuple[Image, npt.NDArray[np.float32]]:
         """The control image at the picture's size, and as the pipeline takes it."""
         host, width, height = context.host, context.call.width, context.call.height
         options = _options_of(host, use.preprocess, ["controlnet", place, "preprocess"])
@@ -213,13 +215,13 @@ class Plugin:
         def preprocess(picture: Image) -> Image:
             return picture if use.preprocess is None else preprocess_with(host, use.preprocess.name, options, picture)
 
-        def make() -> tuple[Image, torch.Tensor]:
+        def make() -> tuple[Image, npt.NDArray[np.float32]]:
             picture = host.picture(use.image, ["controlnet", place, "image"])
             image = prepare(picture, width, height, use.resize, preprocess)
-            return image, to_tensor(image)
+            return image, to_array(image)
 
         wanted = use.model_dump_json(include={"image", "resize", "preprocess"}, exclude={"preprocess": {"show"}})
-        prepared: tuple[Image, torch.Tensor] = self._images.get((wanted, width, height), make)
+        prepared: tuple[Image, npt.NDArray[np.float32]] = self._images.get((wanted, width, height), make)
         return prepared
 
 
