@@ -71,8 +71,7 @@ class Connection:
         self._websocket = websocket
         self._ids = itertools.count(1)
         self._answers: dict[int, Answers] = {}
-        self._jobs: dict[int, str] = {}  # of generate commands under way, once the host has said
-        self._subscriptions: dict[int, str] = {}  # of subscribing commands under way, once the host has said
+        self._stops: dict[int, tuple[str, dict[str, Any]]] = {}  # what ends a command under way, once the host has said
         self._abandoned: set[int] = set()  # left by their reader before it did
         self._lost: str | None = None
 
@@ -116,31 +115,13 @@ class Connection:
         for name, wanted in (("previews", previews), ("latents", latents)):
             if wanted is not False:
                 stream[name] = {} if wanted is True else wanted
-        message_id = next(self._ids)
-        ended = False
-        try:
-            params = {"prompt": prompt, "stream": stream, **fields}
-            async with aclosing(self._run(message_id, "generate", params)) as messages:
-                async for message in messages:
-                    name = message["event"]
-                    if name == "result":
-                        ended = True
-                        yield Result.from_plain(message["result"])
-                    elif name not in EVENTS:
-                        yield _plugin_event(message)
-                    else:
-                        event = from_plain(name, message)
-                        if isinstance(event, JobEvent):
-                            yield event
-        except (RemoteError, ConnectionLost):
-            ended = True
-            raise
-        finally:
-            job = self._jobs.pop(message_id, None)
-            if not ended and job is not None:
-                await self._stop("cancel", job=job)
-            elif not ended:
-                self._abandoned.add(message_id)
+        params = {"prompt": prompt, "stream": stream, **fields}
+        async with aclosing(self._until_left("generate", params)) as messages:
+            async for message in messages:
+                if message["event"] == "result":
+                    yield Result.from_plain(message["result"])
+                elif isinstance(event := _event_of(message), JobEvent | PluginEvent):
+                    yield event
 
     async def subscribe(self, command: str, **params: Any) -> AsyncGenerator[PluginEvent | Event]:
         """Run a command that goes on until one has enough of it, such as `stats.subscribe`; yields its events.
@@ -151,25 +132,27 @@ class Connection:
             RemoteError: the host answered with an error.
             ConnectionLost: the connection broke.
         """
+        async with aclosing(self._until_left(command, params)) as messages:
+            async for message in messages:
+                if message["event"] not in ("subscribed", "result"):
+                    yield _event_of(message)
+
+    async def _until_left(self, command: str, params: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """A command's messages up to its result; whoever leaves before it ends what the command has begun."""
         message_id = next(self._ids)
         ended = False
         try:
             async with aclosing(self._run(message_id, command, params)) as messages:
                 async for message in messages:
-                    name = message["event"]
-                    if name == "subscribed":
-                        continue
-                    if name == "result":
-                        ended = True
-                    else:
-                        yield from_plain(name, message) if name in EVENTS else _plugin_event(message)
+                    ended = message["event"] == "result"
+                    yield message
         except (RemoteError, ConnectionLost):
             ended = True
             raise
         finally:
-            subscription = self._subscriptions.pop(message_id, None)
-            if not ended and subscription is not None:
-                await self._stop("unsubscribe", subscription=subscription)
+            stop = self._stops.pop(message_id, None)
+            if not ended and stop is not None:
+                await self._stop(stop)
             elif not ended:
                 self._abandoned.add(message_id)
 
@@ -201,10 +184,10 @@ class Connection:
         with suppress(ConnectionClosed):  # `_listen` tells whoever waits
             await self._websocket.send(frame)
 
-    async def _stop(self, command: str, **params: Any) -> None:
+    async def _stop(self, stop: tuple[str, dict[str, Any]]) -> None:
         """End what its reader has left."""
         with suppress(ConnectionLost):  # then the host has ended it already
-            await self._send(next(self._ids), command, params)
+            await self._send(next(self._ids), *stop)
 
     async def _listen(self, greeted: asyncio.Event) -> None:
         """Hand each message to the command that it answers, until the connection ends."""
@@ -225,29 +208,38 @@ class Connection:
             greeted.set()
 
     async def _take(self, message: dict[str, Any]) -> None:
-        message_id = message["id"]
+        message_id, stop = message["id"], _stop_of(message)
         if message["event"] == "hello":
             self.hello = message
         elif message_id in self._answers:
-            if message["event"] == "accepted":
-                self._jobs[message_id] = message["job"]
-            elif message["event"] == "subscribed":
-                self._subscriptions[message_id] = message["subscription"]
+            if stop is not None:
+                self._stops[message_id] = stop
             self._answers[message_id].put(message)
         elif message_id in self._abandoned:
-            if message["event"] in ("accepted", "subscribed", "result", "error"):
+            if stop is not None or message["event"] in ("result", "error"):
                 self._abandoned.discard(message_id)
-            if message["event"] == "accepted":
-                await self._stop("cancel", job=message["job"])
-            elif message["event"] == "subscribed":
-                await self._stop("unsubscribe", subscription=message["subscription"])
+            if stop is not None:
+                await self._stop(stop)
         elif message_id is None:  # a frame of ours was refused before its id was known
             for answers in self._answers.values():
                 answers.put(message)
 
 
-def _plugin_event(message: dict[str, Any]) -> PluginEvent:
-    return PluginEvent(message["event"], {k: v for k, v in message.items() if k not in ("id", "event", "seq")})
+def _event_of(message: dict[str, Any]) -> Event | PluginEvent:
+    """A message that is neither result nor error, as the event that it tells of."""
+    name = message["event"]
+    if name in EVENTS:
+        return from_plain(name, message)
+    return PluginEvent(name, {key: value for key, value in message.items() if key not in ("id", "event", "seq")})
+
+
+def _stop_of(message: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The command, with its params, that ends what this message says has begun."""
+    if message["event"] == "accepted":
+        return "cancel", {"job": message["job"]}
+    if message["event"] == "subscribed":
+        return "unsubscribe", {"subscription": message["subscription"]}
+    return None
 
 
 @asynccontextmanager

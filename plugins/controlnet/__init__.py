@@ -210,10 +210,12 @@ class Plugin:
     def _prepared(self, context: CallContext, place: int, use: Use) -> tuple[Image, npt.NDArray[np.float32]]:
         """The control image at the picture's size, and as the pipeline takes it."""
         host, width, height = context.host, context.call.width, context.call.height
-        options = _options_of(host, use.preprocess, ["controlnet", place, "preprocess"])
 
         def preprocess(picture: Image) -> Image:
-            return picture if use.preprocess is None else preprocess_with(host, use.preprocess.name, options, picture)
+            if use.preprocess is None:
+                return picture
+            options = _options_of(host, use.preprocess, ["controlnet", place, "preprocess"])
+            return preprocess_with(host, use.preprocess.name, options, picture)
 
         def make() -> tuple[Image, npt.NDArray[np.float32]]:
             picture = host.picture(use.image, ["controlnet", place, "image"])

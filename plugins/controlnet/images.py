@@ -1,4 +1,4 @@
-"""Control images: read, brought to the picture's size, preprocessed; remembered, since live requests repeat them."""
+"""Control images: brought to the picture's size, preprocessed, and made an array."""
 
 from typing import Any
 
