@@ -20,13 +20,15 @@
     │   ├── UnknownJob              unknown_job             the caller has no such job
     │   ├── TooManyJobs             too_many_jobs           the client or the host has enough to do
     │   ├── JobCancelled            cancelled               the job was cancelled
+    │   ├── Superseded              superseded              a newer request of its slot took the job's place
     │   └── JobFailed               job_failed              the pipeline raised
     ├── HostClosing                 host_closing            the host is shutting down
     └── InternalError               internal_error          a fault of latentwire's own; please report it
 
 `code` is stable: clients branch on it. `message` is a sentence for a person: what was got, what was
 wanted, what to do. `details` is a list of `{"path", "message", "got"}` whose paths point into `params`;
-that of plugin_failed holds one `{"plugin", "hook"}`.
+that of plugin_failed holds one `{"plugin", "hook"}`. `about` holds further keys of the message that tells of the
+error: the `job` that it ended, and that one's `slot` and `revision`.
 """
 
 from typing import Any, ClassVar
@@ -46,6 +48,7 @@ class LatentwireError(Exception):
         super().__init__(message)
         self.message = message
         self.details = details or []
+        self.about: dict[str, Any] = {}
 
 
 class MessageError(LatentwireError):
@@ -166,6 +169,20 @@ class JobCancelled(JobError):
     """The job was cancelled."""
 
     code = "cancelled"
+
+
+class Superseded(JobError):
+    """A newer request of its slot took the job's place.
+
+    Args:
+        keeps_previews: Whether previews that have not been sent yet shall still be.
+    """
+
+    code = "superseded"
+
+    def __init__(self, message: str, keeps_previews: bool = False) -> None:
+        super().__init__(message)
+        self.keeps_previews = keeps_previews
 
 
 class JobFailed(JobError):

@@ -4,7 +4,7 @@ Life-cycle events are never lost. Events with `latest_wins` are: a newer one of 
 and kind replaces one that has not been sent yet, so a slow reader gets fewer of them, never late ones.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 
@@ -61,9 +61,14 @@ class StateChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class JobEvent(Event):
-    """What all events of a job share: `job`, the id that the host gave it."""
+    """What all events of a job share: `job`, the id that the host gave it.
+
+    The host adds `slot` and `revision` where the request has a slot; the messages of others have neither.
+    """
 
     job: str
+    slot: str | None = field(default=None, kw_only=True)
+    revision: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +182,10 @@ def _names_of(kind: Any) -> tuple[str, ...]:
 
 def to_plain(event: Event) -> dict[str, Any]:
     """An event as a map of plain values, without its name."""
-    return {name: _plain(getattr(event, name)) for name in _names_of(type(event))}
+    plain = {name: _plain(getattr(event, name)) for name in _names_of(type(event))}
+    if isinstance(event, JobEvent) and event.slot is None:
+        del plain["slot"], plain["revision"]
+    return plain
 
 
 def from_plain(name: str, values: dict[str, Any]) -> Event:

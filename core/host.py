@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +28,7 @@ from .runner import Runner
 from .schedulers import diffusers_schedulers
 from .settings import Settings
 from .subscriptions import Subscription, Subscriptions
+from .threads import workers
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Host:
         self.engine = Engine(settings.engine.max_batch_rows, settings.engine.reproducible_rows)
         self.jobs = JobTable(settings.limits)
         self.runner = Runner(self)
-        self._pixels = ThreadPoolExecutor(2, "pixels")
+        self._pixels = workers(2, "pixels")
         self.closing = False
         self.ready = False
 

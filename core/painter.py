@@ -3,8 +3,9 @@
 import logging
 import threading
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+
+from .threads import workers
 
 log = logging.getLogger(__name__)
 
@@ -13,7 +14,7 @@ class Painter:
     """At most one preview of each picture waits; the pictures take turns."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(2, "paint")
+        self._pool = workers(2, "paint")
         self._lock = threading.Lock()
         self._waiting: dict[Hashable, Callable[[], None]] = {}
         self._taken: set[Hashable] = set()  # pictures that a thread has, or will have

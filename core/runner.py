@@ -4,7 +4,7 @@ Preparing and finishing happen in worker threads; only the pipeline calls are on
 """
 
 import inspect
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from .requests import GenerateRequest, Mode
 from .schedulers import suits
 from .step_stream import StepStream
 from .stepping import watch
+from .threads import workers
 
 if TYPE_CHECKING:
     from .host import Host
@@ -42,8 +43,8 @@ class Runner:
         self._store = host.store
         self._engine = host.engine
         # Pools of their own: neither a long load nor slow previews keep finished pictures waiting.
-        self._prepare_pool = ThreadPoolExecutor(32, "prepare")  # most of them wait for one load
-        self._finish_pool = ThreadPoolExecutor(2, "finish")
+        self._prepare_pool = workers(32, "prepare")  # most of them wait for one load
+        self._finish_pool = workers(2, "finish")
         self._painter = Painter()
 
     def start(self, job: Job) -> None:

@@ -166,6 +166,7 @@ def _error(message_id: MessageId | None, error: LatentwireError) -> dict[str, An
         "code": error.code,
         "message": error.message,
         "details": error.details,
+        **error.about,
     }
 
 
