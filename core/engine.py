@@ -2,23 +2,15 @@
 
 Every call lives in a greenlet. Where it calls a shared module it comes to a gate and waits; since all
 others wait at gates too, the loop sees every forward that is wanted, merges those that may be merged,
-and hands each call its own rows. All policy lives here, in `_choose`:
-
-- what makes a run ready for its step (text encoder, ControlNet) goes first, so that newcomers are level
-  with the others when the next denoiser forward starts; but only so often in a row while others are ready;
-- otherwise whoever waits longest goes first, together with all who may share its forward.
-
-How a forward is shared depends on the run's mode. exact: never, so the result is bit-identical to a plain
-pipeline call. reproducible: padded to a fixed number of rows, where a row does not depend on its
-neighbours. fast: with whoever is there.
+and hands each call its own rows. Who goes next is the policy's to say (policy.py).
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -26,48 +18,15 @@ import torch
 
 from .adapters import Weighted, added
 from .batching import split
-from .errors import HostClosing, InternalError, LatentwireError
+from .errors import HostClosing, InternalError
 from .gates import Gate, RunGreenlet, Waiting
-from .requests import Mode
+from .policy import Policy, times_to_begin
+from .run import Run
 
 log = logging.getLogger(__name__)
 
-PREPARATIONS_IN_A_ROW = 8  # before the runs that are ready have their turn
-MOST_POSITIONS = 32 * 64 * 64  # latent pixels of one shared forward, for its memory: 32 rows of 512x512
-
-
-@dataclass(eq=False)
-class Run:
-    """One pipeline call.
-
-    Attributes:
-        mode: How its forwards may be shared.
-        call: Makes the call; on the engine's thread, inside a greenlet.
-        done: Is given the call's return value, or what it raised; on the engine's thread, so be quick.
-        adapters: What its forwards add to the shared modules'.
-    """
-
-    mode: Mode
-    call: Callable[[], Any]
-    done: Callable[[Any, BaseException | None], None]
-    adapters: Sequence[Weighted] = ()
-    _greenlet: RunGreenlet | None = field(default=None, repr=False)
-    _waiting: Waiting | None = field(default=None, repr=False)
-    _stop: LatentwireError | None = field(default=None, repr=False)
-
-    def forget(self) -> None:
-        """Let go of all that the call used; whoever still holds the run must not hold a model."""
-        self._waiting = self._greenlet = self._stop = None  # the last one's traceback leads through the call
-        self.call = self.done = _over
-        self.adapters = ()
-
-    def stop(self, reason: LatentwireError) -> None:
-        """End the run with `reason` before its next forward; from any thread, without effect on an ended run."""
-        self._stop = reason
-
-
-def _over(*_: Any) -> None:
-    """In place of what a run has done."""
+PLACES_PERIOD_S = 0.5  # how often the queue is told where it stands, but for news
+RECENT_FORWARDS = 20  # that the pace is a running mean of
 
 
 @dataclass
@@ -87,23 +46,29 @@ class Engine:
     Args:
         max_batch_rows: Most rows of one forward in mode fast. A single call may have more.
         reproducible_rows: Rows of every denoiser forward in mode reproducible.
+        max_running: How many pictures run at once, the others wait; None: as many as fill the largest batch.
     """
 
-    def __init__(self, max_batch_rows: int, reproducible_rows: int) -> None:
+    def __init__(self, max_batch_rows: int, reproducible_rows: int, max_running: int | None = None) -> None:
         self.figures = EngineFigures()
-        self._max_rows = max_batch_rows
+        self.policy = Policy(max_batch_rows, reproducible_rows, max_running)
         self._bucket = reproducible_rows
         self._arrivals: deque[Run] = deque()
         self._news = threading.Condition()
         self._closing = False
+        self._queue: list[Run] = []  # those whose turn has not come yet, in order of arrival
         self._runs: list[Run] = []  # those that wait at a gate, the longest waiting first
-        self._started = 0
-        self._preparations = 0
+        self._begun = 0
+        self._ended = 0  # of those that had begun
+        self._seconds_per_row: float | None = None  # of the denoiser, all that happens between its forwards included
+        self._last_forward = 0.0
+        self._places_told = 0.0
+        self._queue_is_news = False  # it, or the room for it, has changed
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, run: Run) -> None:
-        """Let a run take part from the next forward on; from any thread.
+    def submit(self, *runs: Run) -> None:
+        """Let runs take part as soon as the policy lets them; from any thread.
 
         Raises:
             HostClosing: the engine is closed.
@@ -111,7 +76,9 @@ class Engine:
         with self._news:
             if self._closing:
                 raise HostClosing("the host is shutting down and takes no more jobs")
-            self._arrivals.append(run)
+            for run in runs:
+                run.wake = self._wake
+            self._arrivals.extend(runs)
             self._news.notify()
 
     def close(self) -> None:
@@ -124,87 +91,85 @@ class Engine:
     @property
     def running(self) -> int:
         """How many runs are under way."""
-        return self._started - self.figures.runs_finished
+        return self._begun - self._ended
+
+    @property
+    def queued(self) -> int:
+        """How many runs wait for their turn."""
+        return len(self._queue)
 
     @property
     def alive(self) -> bool:
         """Whether the engine's thread runs."""
         return self._thread.is_alive()
 
+    def _wake(self) -> None:
+        with self._news:
+            self._queue_is_news = True
+            self._news.notify()
+
     def _loop(self) -> None:
         # Over the whole thread: a no_grad block that one greenlet leaves must not switch gradients on for another.
         with torch.inference_mode():
             while self._admit():
                 self._drop_stopped()
-                if self._runs:
-                    chosen = self._choose()
+                self._begin()
+                ready = [run for run in self._runs if not run.paused]
+                if ready:
+                    # those with equal adapters side by side: one sum for all of them
+                    chosen = sorted(self.policy.next_forward(ready), key=_adapters_key)
                     self._runs = [run for run in self._runs if run not in chosen]
                     self._advance(chosen)
+                self._tell_places()
 
     def _admit(self) -> bool:
-        """Start what has arrived, waiting while there is nothing to do; False when the engine shall end."""
+        """Take in what has arrived, waiting while there is nothing to do; False when the engine shall end."""
         with self._news:
-            while not (self._arrivals or self._runs or self._closing):
+            while not (self._arrivals or self._closing or self._has_work()):
+                self._last_forward = 0.0  # a rest is no forward's time
                 self._news.wait()
-            arrived = list(self._arrivals)
+            self._queue_is_news = self._queue_is_news or bool(self._arrivals)
+            self._queue.extend(self._arrivals)
             self._arrivals.clear()
             closing = self._closing
-        for run in arrived:
-            self._started += 1
-            run._greenlet = RunGreenlet(run.call)
-            self._resume(run)
         if closing:
-            for run in self._runs:
+            for run in [*self._queue, *self._runs]:
                 run.stop(HostClosing("the host is shutting down"))
             self._drop_stopped()
         return not closing
 
+    def _has_work(self) -> bool:
+        return any(run.stopped or not run.paused for run in [*self._runs, *self._queue])
+
     def _drop_stopped(self) -> None:
-        stopped = [run for run in self._runs if run._stop]
-        self._runs = [run for run in self._runs if not run._stop]
-        for run in stopped:
-            self._resume(run, error=run._stop)
+        unbegun = [run for run in self._queue if run.stopped]
+        stopped = [run for run in self._runs if run.stopped]
+        if unbegun:
+            self._queue = [run for run in self._queue if not run.stopped]
+            for run in unbegun:
+                self._finish(run, None, run.stopped)
+        if stopped:
+            self._runs = [run for run in self._runs if not run.stopped]
+            for run in stopped:
+                self._resume(run, error=run.stopped)
 
-    def _choose(self) -> list[Run]:
-        """The runs whose waiting calls are the next forward."""
-        first = self._next_run()
-        waiting = first._waiting
-        if waiting is None or waiting.parts is None or first.mode == "exact":
-            return [first]
-        if first.mode == "reproducible":
-            if not waiting.spec.bucketed:
-                return [first]
-            limit = self._bucket
-        else:
-            limit = min(
-                self._max_rows,
-                waiting.spec.most_rows,
-                MOST_POSITIONS * waiting.spec.per_latent // waiting.parts.positions,
-            )
-        chosen, group, rows = [first], [waiting.parts], waiting.parts.rows
-        for run in self._runs:
-            other = run._waiting
-            if run is first or other is None or other.gate is not waiting.gate or run.mode != first.mode:
-                continue
-            if other.parts and rows + other.parts.rows <= limit and all(other.parts.fits(parts) for parts in group):
-                chosen.append(run)
-                group.append(other.parts)
-                rows += other.parts.rows
-        return sorted(chosen, key=lambda run: [(id(adapter), weight) for adapter, weight in run.adapters])
-
-    def _next_run(self) -> Run:
-        """Whose turn it is."""
-        preparing = next((run for run in self._runs if run._waiting and run._waiting.spec.prepares), None)
-        ready = next((run for run in self._runs if run._waiting and not run._waiting.spec.prepares), None)
-        if preparing is not None and (ready is None or self._preparations < PREPARATIONS_IN_A_ROW):
-            self._preparations += 1
-            return preparing
-        self._preparations = 0
-        return ready or self._runs[0]
+    def _begin(self) -> None:
+        """Start the runs whose turn has come."""
+        if not self._queue_is_news:
+            return
+        self._queue_is_news = False
+        begin = self.policy.to_begin(self._queue, self._runs)
+        for run in begin:
+            self._queue.remove(run)
+            self._begun += 1
+            run.greenlet = RunGreenlet(run.call)
+            _told(run.began, self._seconds_of(run))
+            self._resume(run)
+        self._tell_places(news=True)
 
     def _advance(self, runs: Sequence[Run]) -> None:
         """Run one forward for all of `runs`, and each on to its next gate."""
-        calls = [run._waiting for run in runs if run._waiting is not None]
+        calls = [run.waiting for run in runs if run.waiting is not None]
         failure: BaseException | None = None
         begin = perf_counter()
         try:
@@ -215,17 +180,31 @@ class Engine:
             # go on outside of this block and without the frames: they hold the failed forward's tensors
             failure = error.with_traceback(None)
         if failure is None:
-            self.figures.seconds += perf_counter() - begin
-            self.figures.forwards += 1
-            self.figures.calls += len(calls)
-            self.figures.rows += sum(call.parts.rows for call in calls if call.parts)
+            self._count(runs, calls, perf_counter() - begin)
             for run, output in zip(runs, outputs, strict=True):
-                self._resume(run, output)
+                # one that was stopped meanwhile must not take this step any more
+                self._resume(run, error=run.stopped) if run.stopped else self._resume(run, output)
         elif len(runs) > 1:  # find out whose fault it is
             for run in runs:
                 self._advance([run])
         else:
             self._resume(runs[0], error=failure)
+
+    def _count(self, runs: Sequence[Run], calls: Sequence[Waiting], seconds: float) -> None:
+        rows = [call.parts.rows for call in calls if call.parts]
+        self.figures.seconds += seconds
+        self.figures.forwards += 1
+        self.figures.calls += len(calls)
+        self.figures.rows += sum(rows)
+        if calls[0].spec.bucketed and not calls[0].spec.prepares and len(rows) == len(runs):
+            for run, count in zip(runs, rows, strict=True):
+                run.rows_done += count
+            now = perf_counter()
+            if self._last_forward:
+                pace = (now - self._last_forward) / sum(rows)
+                known = self._seconds_per_row
+                self._seconds_per_row = pace if known is None else known + (pace - known) / RECENT_FORWARDS
+            self._last_forward = now
 
     def _forward(self, runs: Sequence[Run], calls: Sequence[Waiting]) -> list[Any]:
         parts = [call.parts for call in calls if call.parts is not None]
@@ -247,12 +226,12 @@ class Engine:
 
     def _resume(self, run: Run, value: Any = None, error: BaseException | None = None) -> None:
         """Let a run go on to its next gate, or to its end."""
-        greenlet = run._greenlet
+        greenlet = run.greenlet
         assert greenlet is not None
         try:
             if error is not None:
                 result = greenlet.throw(error)
-            elif run._waiting is None:
+            elif run.waiting is None:
                 result = greenlet.switch()
             else:
                 result = greenlet.switch(value)
@@ -262,11 +241,14 @@ class Engine:
         if greenlet.dead:
             self._finish(run, result, None)
         else:
-            run._waiting = result
+            run.waiting = result
+            self.policy.arrived(run)
             self._runs.append(run)
 
     def _finish(self, run: Run, result: Any, error: BaseException | None) -> None:
         self.figures.runs_finished += 1
+        self._ended += run.greenlet is not None
+        self._queue_is_news = True
         done = run.done
         run.forget()
         for outcome in ((result, error), (None, InternalError("the run's end could not be told; see the host's log"))):
@@ -275,6 +257,44 @@ class Engine:
                 return
             except BaseException:
                 log.exception("a run's end could not be told")
+
+    def _seconds_of(self, run: Run) -> float | None:
+        """How long a run will take from its start, if all that run are served alike."""
+        if self._seconds_per_row is None or not run.work:
+            return None
+        others = sum(min(other.work_left, run.work) for other in self._runs if other is not run)
+        return (run.work + others) * self._seconds_per_row
+
+    def _tell_places(self, news: bool = False) -> None:
+        """Tell those in the queue where they stand."""
+        now = perf_counter()
+        if not self._queue or (not news and now < self._places_told + PLACES_PERIOD_S):
+            return
+        self._places_told = now
+        order = self.policy.in_queue(self._queue, self._runs)
+        begins: Sequence[float | None] = [None] * len(order)
+        if self._seconds_per_row:
+            left = [run.work_left for run in self._runs if not run.paused]
+            begins = times_to_begin(left, [run.work for run in order], 1 / self._seconds_per_row, len(left))
+        places: dict[str, int] = {}
+        for run, begin in zip(order, begins, strict=True):
+            if run.job in places:
+                continue
+            places[run.job] = len(places) + 1
+            takes = self._seconds_of(run)
+            _told(run.queued, places[run.job], begin, None if begin is None or takes is None else begin + takes)
+
+
+def _told(listener: Any, *facts: Any) -> None:
+    """Tell, whatever the listener does."""
+    try:
+        listener(*facts)
+    except Exception:
+        log.exception("a run's news could not be told")
+
+
+def _adapters_key(run: Run) -> list[tuple[int, float]]:
+    return [(id(adapter), weight) for adapter, weight in run.adapters]
 
 
 def _adapters_of(gate: Gate, groups: Sequence[tuple[int, Sequence[Weighted]]]) -> AbstractContextManager[None]:

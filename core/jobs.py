@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Literal
 
-from .engine import Run
+from .run import Run
 from .errors import JobCancelled, JobFailed, LatentwireError, PluginError, TooManyJobs, UnknownJob
 from .events import Event
 from .requests import GenerateRequest

@@ -22,6 +22,9 @@ from .image_store import image_id
 
 Mode = Literal["exact", "reproducible", "fast"]
 
+Priority = Literal["interactive", "normal", "batch"]
+"""From the highest rank to the lowest."""
+
 MAX_IMAGES = 64
 SEEDS = 2**63  # from 0 to one less
 
@@ -106,6 +109,16 @@ class GenerateRequest(Strict):
     )
     mode: Mode | None = Field(None, description="how the engine may share forwards; the host's default if left out")
     output_type: Literal["png", "latent"] = Field("png", description="what an image event carries")
+    slot: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="a newer request of the same slot takes this one's place: a live picture that follows its controls",
+    )
+    min_steps_shown: Whole = Field(
+        0, ge=0, le=1000, description="of a slot's request: a newer one waits until so many steps have been shown"
+    )
+    priority: Priority | None = Field(None, description="interactive with a slot, else normal, if left out")
     stream: StreamOptions = StreamOptions()
 
     @field_validator("seed", mode="before")
@@ -125,6 +138,17 @@ class GenerateRequest(Strict):
         elif self.seed is not None and self.seed + (self.num_images or 1) > SEEDS:
             raise ValueError(f"counting up from seed {self.seed}, {self.num_images} pictures pass {SEEDS - 1}")
         return self
+
+    @model_validator(mode="after")
+    def _shown_in_a_slot(self) -> Self:
+        if self.min_steps_shown and self.slot is None:
+            raise ValueError("min_steps_shown is for requests with a slot; name one, or leave it out")
+        return self
+
+    @property
+    def rank(self) -> Priority:
+        """The priority in use."""
+        return self.priority or ("normal" if self.slot is None else "interactive")
 
     def seeds(self) -> list[int]:
         """The seed of each picture; drawn here when the request names none, so call it once a job."""

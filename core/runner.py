@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .build import PipelineBuild, PipelineCall, assemble, pipeline_class
-from .engine import Run
+from .run import Run
 from .errors import InvalidParams, JobFailed
 from .events import Image, Loading, Started
 from .hookspecs import BuildContext, CallContext, ImageContext

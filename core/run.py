@@ -1,0 +1,78 @@
+"""One pipeline call on its way through the engine."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .adapters import Weighted
+from .errors import LatentwireError
+from .gates import RunGreenlet, Waiting
+from .requests import Mode, Priority
+
+
+def _nothing(*_: Any) -> None:
+    """Nobody wants to know, or it is over."""
+
+
+@dataclass(eq=False)
+class Run:
+    """One pipeline call.
+
+    Attributes:
+        mode: How its forwards may be shared.
+        call: Makes the call; on the engine's thread, inside a greenlet.
+        done: Is given the call's return value, or what it raised; on the engine's thread, so be quick.
+        adapters: What its forwards add to the shared modules'; may be replaced while it runs, the next forward uses it.
+        client: Whose it is; the clients take turns.
+        job: What it is part of; runs of one job have one place in the queue.
+        priority: Which runs go before which.
+        work: Rows that its forwards of the denoiser will have in all, for estimates.
+        began: Called once its turn has come, with the seconds that it may take; on the engine's thread.
+        queued: Called while it waits for that, with its job's place (1: the next), and the seconds until it begins and
+            until it ends, None where nothing is known yet; on the engine's thread.
+    """
+
+    mode: Mode
+    call: Callable[[], Any]
+    done: Callable[[Any, BaseException | None], None]
+    adapters: Sequence[Weighted] = ()
+    client: str = ""
+    job: str = ""
+    priority: Priority = "normal"
+    work: float = 0.0
+    began: Callable[[float | None], None] = _nothing
+    queued: Callable[[int, float | None, float | None], None] = _nothing
+
+    rows_done: int = field(default=0, init=False)
+    since: int = field(default=0, init=False)  # the forward after which it came to wait
+    paused: bool = field(default=False, init=False)
+    greenlet: RunGreenlet | None = field(default=None, init=False, repr=False)
+    waiting: Waiting | None = field(default=None, init=False, repr=False)
+    stopped: LatentwireError | None = field(default=None, init=False, repr=False)
+    wake: Callable[[], None] = field(default=_nothing, init=False, repr=False)  # the engine's
+
+    def stop(self, reason: LatentwireError) -> None:
+        """End the run with `reason` before its next forward; from any thread, without effect on an ended run."""
+        self.stopped = reason
+        self.wake()
+
+    def pause(self, paused: bool) -> None:
+        """Let the run wait at its next forward, or go on; from any thread."""
+        self.paused = paused
+        self.wake()
+
+    def forget(self) -> None:
+        """Let go of all that the call used; whoever still holds the run must not hold a model."""
+        self.waiting = self.greenlet = self.stopped = None  # the last one's traceback leads through the call
+        self.call = self.done = self.began = self.queued = self.wake = _nothing
+        self.adapters = ()
+
+    @property
+    def work_left(self) -> float:
+        """Rows of the denoiser that are still to be computed, as far as is known."""
+        return max(0.0, self.work - self.rows_done)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether it waits for something that makes it ready for a denoising step."""
+        return self.waiting is not None and self.waiting.spec.prepares
