@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from .core.errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, PluginError
     from .core.events import Event, JobEvent, Picture, Subscribed
     from .core.families import control_image_argument
-    from .core.hookspecs import BuildContext, CallContext, ClientContext, ImageContext, StepContext, hookimpl
+    from .core.hookspecs import (
+        BuildContext,
+        CallContext,
+        ClientContext,
+        ImageContext,
+        StepContext,
+        UpdateContext,
+        hookimpl,
+    )
     from .core.host import Host
     from .core.images import encode
     from .core.model_store import LOADING, read_module
@@ -64,6 +72,7 @@ _HOME = {
     "StepContext": "core.hookspecs",
     "Strict": "core.requests",
     "Subscribed": "core.events",
+    "UpdateContext": "core.hookspecs",
     "Whole": "core.requests",
     "connect": "client",
     "connect_sync": "client",
@@ -110,6 +119,7 @@ __all__ = [
     "StepContext",
     "Strict",
     "Subscribed",
+    "UpdateContext",
     "Whole",
     "connect",
     "connect_sync",

@@ -24,8 +24,8 @@ from switching import made_model
 from latentwire import Host, Settings
 from latentwire.core.adapters import Weighted, added
 from latentwire.core.build import PipelineBuild, assemble, pipeline_class
-from latentwire.core.engine import Run
 from latentwire.core.model_store import Lease
+from latentwire.core.run import Run
 from latentwire.core.settings import EMBEDDED_MODEL, MODELS_FOLDER
 
 Set = tuple[tuple[str, float], ...]

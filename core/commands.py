@@ -3,20 +3,24 @@
 import asyncio
 import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from .describe import describe
 from .errors import InvalidParams, JobCancelled
 from .events import Accepted, Event, StateChanged, Subscribed
+from .hookspecs import UpdateContext
 from .image_store import image_id
+from .job_table import EndedJob
 from .jobs import Job
 from .registry import PluginRegistry
-from .requests import GenerateRequest, Strict
+from .requests import GenerateRequest, StreamOptions, Strict, UpdateRequest
 from .settings import nearest_key
+from .watching import Watcher
 
 if TYPE_CHECKING:
     from .host import Host
@@ -41,9 +45,30 @@ class NoParams(Strict):
 
 
 class CancelParams(Strict):
-    """Which job to cancel."""
+    """What to cancel: one job, the jobs of a slot, or all of this client's."""
+
+    job: str | None = Field(None, description="from the accepted event")
+    slot: str | None = Field(None, description="of a generate request")
+    all: bool = False
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        if (self.job is not None) + (self.slot is not None) + self.all != 1:
+            raise ValueError("wanted one of job, slot and all")
+        return self
+
+
+class JobParams(Strict):
+    """Which job."""
 
     job: str = Field(description="from the accepted event")
+
+
+class WatchParams(Strict):
+    """Which job to follow, and what of it."""
+
+    job: str = Field(description="from the accepted event; anybody may watch a job whose id it knows")
+    stream: StreamOptions = StreamOptions()
 
 
 class UnsubscribeParams(Strict):
@@ -63,9 +88,10 @@ async def generate(context: CommandContext, request: GenerateRequest) -> dict[st
     host = context.host
     host.runner.build_for(request)  # refuse now what cannot run
     job = Job(context.client, request, request.seeds(), context.emit)
-    host.jobs.add(job)
+    host.slots.number(job)
+    host.jobs.add(job, leaving=host.slots.of(job.client, request.slot))
     job.emit(Accepted(job.id, job.seeds))
-    host.runner.start(job)
+    host.slots.begin(job, partial(host.runner.start, job))
     outcome = asyncio.wrap_future(job.outcome)
     try:
         return await asyncio.shield(outcome)
@@ -76,9 +102,17 @@ async def generate(context: CommandContext, request: GenerateRequest) -> dict[st
 
 
 async def cancel(context: CommandContext, params: CancelParams) -> dict[str, Any]:
-    """Stop a job before its next step; its generate command ends with error code cancelled."""
-    job = context.host.jobs.get(params.job, context.client)
-    return {"job": job.id, "cancelled": job.fail(JobCancelled(f"job {job.id} was cancelled"))}
+    """Stop jobs before their next step; the generate command of each ends with error code cancelled."""
+    host, client = context.host, context.client
+    if params.job is not None:
+        job = host.jobs.get(params.job, client)
+        return {"job": job.id, "cancelled": job.fail(_cancelled(job))}
+    jobs = host.jobs.all(client) if params.slot is None else host.slots.of(client, params.slot)
+    return {"jobs": [job.id for job in jobs if job.fail(_cancelled(job))]}
+
+
+def _cancelled(job: Job) -> JobCancelled:
+    return JobCancelled(f"job {job.id} was cancelled")
 
 
 async def jobs(context: CommandContext, params: NoParams) -> dict[str, Any]:
@@ -92,10 +126,70 @@ async def jobs(context: CommandContext, params: NoParams) -> dict[str, Any]:
                 "images": len(job.seeds),
                 "steps_done": job.steps_done,
                 "seconds": round(monotonic() - job.created, 3),
+                "priority": job.request.rank,
+                "position": job.place,
+                "slot": job.request.slot,
+                "revision": job.revision,
             }
             for job in context.host.jobs.all(context.client)
         ]
     }
+
+
+async def jobs_watch(context: CommandContext, params: WatchParams) -> dict[str, Any]:
+    """Follow a job from its present state to its end, which is this command's too, or until unsubscribed."""
+    host = context.host
+    job = host.jobs.find(params.job)
+    if isinstance(job, EndedJob):
+        context.emit(job.state)
+        for picture in job.pictures:
+            context.emit(host.with_data(picture))
+        return job.outcome.result()
+    watcher = Watcher(params.stream, context.emit)
+    outcome = asyncio.wrap_future(job.outcome)
+    with host.subscriptions.open(context.client) as subscription:
+        context.emit(Subscribed(subscription.id))
+        job.watch(watcher)
+        outcome.add_done_callback(lambda _: subscription.end())
+        try:
+            await subscription.wait()
+        finally:
+            job.unwatch(watcher)
+            outcome.add_done_callback(asyncio.Future.exception)  # its own client hears of it
+    return outcome.result() if outcome.done() else {"subscription": subscription.id}
+
+
+async def jobs_pause(context: CommandContext, params: JobParams) -> dict[str, Any]:
+    """Let a job wait before its next step, until it is resumed."""
+    job = context.host.jobs.get(params.job, context.client)
+    return {"job": job.id, "paused": job.pause(True)}
+
+
+async def jobs_resume(context: CommandContext, params: JobParams) -> dict[str, Any]:
+    """Let a paused job go on."""
+    job = context.host.jobs.get(params.job, context.client)
+    return {"job": job.id, "resumed": job.pause(False)}
+
+
+async def jobs_update(context: CommandContext, update: UpdateRequest) -> dict[str, Any]:
+    """Change numbers of a job that runs; its pictures go on with them from their next step on."""
+    host = context.host
+    job = host.jobs.get(update.job, context.client)
+    tuning = job.tuning
+    if tuning is None:
+        message = f"job {job.id} is still being prepared; change it once it has started"
+        raise InvalidParams(message, [{"path": ["job"], "message": message, "got": job.id}])
+    if update.guidance_scale is not None:
+        if tuning.guidance_scale is None or tuning.guidance_scale <= 1:
+            message = "this job runs without guidance, or its model takes guidance_scale only at the start"
+            raise InvalidParams(
+                message, [{"path": ["guidance_scale"], "message": message, "got": repr(update.guidance_scale)}]
+            )
+        tuning = replace(tuning, guidance_scale=update.guidance_scale)
+    hook = UpdateContext(host, context.client, job.id, job.request, update, tuning)
+    host.plugins.call("update_job", hook)
+    job.change(hook.tuning)
+    return {"job": job.id, **hook.tuning.plain()}
 
 
 async def pipeline_state(context: CommandContext, params: NoParams) -> dict[str, Any]:
@@ -157,6 +251,7 @@ def pipeline_state_of(host: "Host") -> dict[str, Any]:
         "engine": {
             "jobs": len(host.jobs.all()),
             "runs": host.engine.running,
+            "queued": host.engine.queued,
             "runs_finished": figures.runs_finished,
             "forwards": figures.forwards,
             "calls": figures.calls,
@@ -218,6 +313,10 @@ def register_core(registry: PluginRegistry, request_model: type[GenerateRequest]
     registry.add_command("generate", request_model, generate)
     registry.add_command("cancel", CancelParams, cancel)
     registry.add_command("jobs", NoParams, jobs)
+    registry.add_command("jobs.watch", WatchParams, jobs_watch)
+    registry.add_command("jobs.pause", JobParams, jobs_pause)
+    registry.add_command("jobs.resume", JobParams, jobs_resume)
+    registry.add_command("jobs.update", UpdateRequest, jobs_update)
     registry.add_command("pipeline.state", NoParams, pipeline_state)
     registry.add_command("pipeline.subscribe", NoParams, pipeline_subscribe)
     registry.add_command("unsubscribe", UnsubscribeParams, unsubscribe)

@@ -128,9 +128,11 @@ class Engine:
             while not (self._arrivals or self._closing or self._has_work()):
                 self._last_forward = 0.0  # a rest is no forward's time
                 self._news.wait()
-            self._queue_is_news = self._queue_is_news or bool(self._arrivals)
-            self._queue.extend(self._arrivals)
-            self._arrivals.clear()
+            if self._arrivals:
+                self._queue_is_news = True
+                self._queue.extend(self._arrivals)
+                self._queue.sort(key=lambda run: run.accepted)  # one may have been prepared sooner than another
+                self._arrivals.clear()
             closing = self._closing
         if closing:
             for run in [*self._queue, *self._runs]:
@@ -162,7 +164,7 @@ class Engine:
         for run in begin:
             self._queue.remove(run)
             self._begun += 1
-            run.greenlet = RunGreenlet(run.call)
+            run.greenlet = RunGreenlet(run.call, run.controlnet_scales)
             _told(run.began, self._seconds_of(run))
             self._resume(run)
         self._tell_places(news=True)

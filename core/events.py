@@ -81,6 +81,21 @@ class Accepted(JobEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class Queued(JobEvent):
+    """The job waits for its turn: `position` counts from 1, the next one to start.
+
+    `starts_in` and `ends_in` are estimates in seconds, null until the host knows its own pace.
+    """
+
+    name: ClassVar[str] = "queued"
+    latest_wins: ClassVar[bool] = True
+
+    position: int
+    starts_in: float | None
+    ends_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Loading(JobEvent):
     """A part of the model is being read: part `part` of `parts`, called `component`."""
 
@@ -94,13 +109,69 @@ class Loading(JobEvent):
 
 @dataclass(frozen=True, slots=True)
 class Started(JobEvent):
-    """The model is ready and the engine has the job; `mode` and `scheduler` are the ones in use."""
+    """The job's turn has come; `mode` and `scheduler` are the ones in use.
+
+    `ends_in` is an estimate in seconds of the time to the job's first picture, null until the host knows its own pace.
+    """
 
     name: ClassVar[str] = "started"
 
     model: str
     scheduler: str
     mode: str
+    ends_in: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Paused(JobEvent):
+    """The job waits before its next step until it is resumed."""
+
+    name: ClassVar[str] = "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed(JobEvent):
+    """The job goes on."""
+
+    name: ClassVar[str] = "resumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Changed(JobEvent):
+    """The job goes on with these values from its pictures' next steps on."""
+
+    name: ClassVar[str] = "changed"
+
+    guidance_scale: float | None
+    adapters: dict[str, float]
+    controlnet_scales: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureState:
+    """Where a picture of a job is: `step` of `steps`, which is null before its first one."""
+
+    index: int
+    seed: int
+    step: int
+    steps: int | None
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobState(JobEvent):
+    """Where a job is that somebody begins to watch; its finished pictures and latest previews follow.
+
+    `seconds` count from the host's acceptance, `position` is its place in the queue, null where it does not wait there.
+    """
+
+    name: ClassVar[str] = "job_state"
+
+    state: str
+    prompt: str
+    seconds: float
+    position: int | None
+    pictures: list[PictureState]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +236,23 @@ class Image(JobEvent):
 
 
 EVENTS: dict[str, type[Event]] = {
-    event.name: event for event in (Accepted, Loading, Started, Step, Preview, Latents, Image, Subscribed, StateChanged)
+    event.name: event
+    for event in (
+        Accepted,
+        Loading,
+        Queued,
+        Started,
+        Step,
+        Preview,
+        Latents,
+        Image,
+        Paused,
+        Resumed,
+        Changed,
+        JobState,
+        Subscribed,
+        StateChanged,
+    )
 }
 """The host's own; plugins may add theirs."""
 
@@ -200,10 +287,12 @@ def from_plain(name: str, values: dict[str, Any]) -> Event:
         known["image"] = Picture(**known["image"])
     if known.get("latents"):
         known["latents"] = Tensor(**known["latents"])
+    if kind is JobState:
+        known["pictures"] = [PictureState(**picture) for picture in known["pictures"]]
     return kind(**known)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Picture | Tensor):
+    if isinstance(value, Picture | Tensor | PictureState):
         return {name: getattr(value, name) for name in _names_of(type(value))}
-    return value
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value

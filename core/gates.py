@@ -6,7 +6,7 @@ from anywhere but a run (a test, a plain pipeline, a worker thread) the gate is 
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,12 +19,14 @@ from .batching import SPECS, Batcher, BatchSpec, Parts, nothing
 class RunGreenlet(greenlet):
     """The greenlet that one run's pipeline call lives in; its parent is the engine's loop.
 
-    `memory` keeps what a gate need not compute twice in one run.
+    `memory` keeps what a gate need not compute twice in one run; `controlnet_scales` has the scales that were changed
+    while it runs, by the id of the ControlNet.
     """
 
-    def __init__(self, run: Callable[[], Any]) -> None:
+    def __init__(self, run: Callable[[], Any], controlnet_scales: Mapping[int, float] = {}) -> None:
         super().__init__(run)
         self.memory: dict[Any, Any] = {}
+        self.controlnet_scales = controlnet_scales
 
 
 class Gate:
@@ -80,6 +82,8 @@ class ControlNetGate(Gate):
     def wait(self, run: RunGreenlet, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._signature.bind(*args, **kwargs).arguments
         sample, hint, as_tuple = call["sample"], call["controlnet_cond"], call.get("return_dict") is False
+        if call.get("conditioning_scale") and id(self._module) in run.controlnet_scales:  # 0: outside of its window
+            call["conditioning_scale"] = run.controlnet_scales[id(self._module)]
         if as_tuple and call.get("conditioning_scale") == 0:
             return self._silence(sample)
         call = {name: self._cast(value) for name, value in call.items()}

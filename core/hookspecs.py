@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .host import Host
     from .registry import PluginRegistry
     from .requests import GenerateRequest
+    from .tuning import Tuning
 
 PROJECT = "latentwire"
 
@@ -133,6 +134,36 @@ class ImageContext:
             _check_type(f"metadata[{key!r}]", value, str)
 
 
+@dataclass(slots=True)
+class UpdateContext:
+    """For `update_job`. Change what runs with `context.tuning = replace(context.tuning, ...)`.
+
+    `update` are the validated params of `jobs.update`, with the plugins' own fields. `tuning` names the adapters and
+    ControlNets of the job's build: their numbers may be changed, not their names or order.
+    """
+
+    host: "Host"
+    client: str
+    job: str
+    request: "GenerateRequest"
+    update: Any
+    tuning: "Tuning"
+    _given: "Tuning" = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._given = self.tuning
+
+    def check(self) -> None:
+        """Run after each plugin: raises TypeError when it left something wrong behind."""
+        from .tuning import Tuning
+
+        _check_type("tuning", self.tuning, Tuning)
+        for name in ("adapters", "controlnet_scales"):
+            got, wanted = ([key for key, _ in getattr(tuning, name)] for tuning in (self.tuning, self._given))
+            if got != wanted:
+                raise TypeError(f"context.tuning.{name} must keep the names {wanted}, got {got}")
+
+
 @dataclass(frozen=True, slots=True)
 class ClientContext:
     """For `client_left`: the client that is gone, by the id that `CommandContext.client` gave."""
@@ -171,6 +202,10 @@ class HookSpecs:
     @hookspec
     def image_finished(self, context: ImageContext) -> None:
         """Once a finished picture, before it is encoded (worker thread); not for output_type latent."""
+
+    @hookspec
+    def update_job(self, context: UpdateContext) -> None:
+        """Once a `jobs.update` (main thread: do not block): change numbers of a job that runs."""
 
     @hookspec
     def client_left(self, context: ClientContext) -> None:

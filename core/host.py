@@ -13,20 +13,29 @@ from PIL.Image import Image as PILImage
 
 from .commands import CommandContext, register_core, validate
 from .engine import Engine
-from .errors import HostClosing, InternalError, LatentwireError, PluginError, SettingsError, UnknownCommand
-from .events import EVENTS, Event
+from .errors import (
+    HostClosing,
+    InternalError,
+    LatentwireError,
+    PluginError,
+    SettingsError,
+    UnknownCommand,
+    UnknownImage,
+)
+from .events import EVENTS, Event, Image
 from .files import check_inside, find, local_models
 from .hookspecs import ClientContext
 from .image_store import ImageStore
-from .jobs import JobTable
+from .job_table import JobTable
 from .model_store import ModelStore
 from .pictures import read_picture
 from .plugin_host import PluginHost
 from .registry import PluginRegistry, Registry, nearest
-from .requests import GenerateRequest, request_model
+from .requests import GenerateRequest, UpdateRequest, with_fields
 from .runner import Runner
 from .schedulers import diffusers_schedulers
 from .settings import Settings
+from .slots import Slots
 from .subscriptions import Subscription, Subscriptions
 from .threads import workers
 
@@ -55,9 +64,7 @@ class Host:
         self.registry.merge(core)
         self.plugins = PluginHost(self.registry)
         self.plugins.load(settings.plugins, settings.discover)
-        own = self.registry.commands["generate"]
-        self.request_model = request_model(self.registry.fields)
-        self.registry.commands["generate"] = replace(own, params=self.request_model)
+        self._take_in_fields()
         if settings.defaults.scheduler not in self.registry.schedulers:
             known = ", ".join(sorted(self.registry.schedulers))
             raise SettingsError(f"defaults.scheduler is {settings.defaults.scheduler!r}; schedulers: {known}")
@@ -66,8 +73,10 @@ class Host:
         memory = settings.engine.memory_mib
         self.store = ModelStore(local_models(settings.models), self.device, memory and memory << 20, self.state_changed)
         self.images = ImageStore(settings.limits.images_mib << 20)
-        self.engine = Engine(settings.engine.max_batch_rows, settings.engine.reproducible_rows)
+        engine = settings.engine
+        self.engine = Engine(engine.max_batch_rows, engine.reproducible_rows, engine.max_running)
         self.jobs = JobTable(settings.limits)
+        self.slots = Slots()
         self.runner = Runner(self)
         self._pixels = workers(2, "pixels")
         self.closing = False
@@ -127,6 +136,15 @@ class Host:
         self.images.put(data)  # so that its id, which stands in the PNG's metadata, can be used
         return picture
 
+    def with_data(self, picture: Image) -> Image:
+        """The event of a finished picture whose data has been dropped, with it again where the store still has it."""
+        if picture.image is None or picture.image_id is None:
+            return picture
+        try:
+            return replace(picture, image=replace(picture.image, data=self.images.get(picture.image_id)))
+        except UnknownImage:
+            return replace(picture, image=None)
+
     def find_file(self, name: str, field: str = "path") -> Path:
         """The file or folder of weights that a client means; in a worker thread. See `files.find`."""
         return find(self.settings.files, name, field)
@@ -144,8 +162,16 @@ class Host:
         for subscription in list(self.state_subscriptions):
             subscription.wake()
 
+    def _take_in_fields(self) -> None:
+        """Let the host's own commands take what plugins have added to them."""
+        commands, registry = self.registry.commands, self.registry
+        self.request_model = with_fields(GenerateRequest, registry.fields)
+        commands["generate"] = replace(commands["generate"], params=self.request_model)
+        commands["jobs.update"] = replace(commands["jobs.update"], params=with_fields(UpdateRequest, registry.updates))
+
     def client_left(self, client: str) -> None:
         """Let plugins forget a client whose connection has ended; on the event loop."""
+        self.slots.forget(client)
         self.plugins.tell("client_left", ClientContext(client))
 
     def warm_up(self) -> None:

@@ -53,11 +53,14 @@ def to_tensor(array: npt.NDArray[Any], dtype: Literal["float32", "float16"]) -> 
     return Tensor(dtype, list(data.shape), data.tobytes())
 
 
-def describe_in_png(request: dict[str, Any], call: PipelineCall, model: str, scheduler: str) -> dict[str, str]:
+def describe_in_png(
+    request: dict[str, Any], call: PipelineCall, model: str, scheduler: str, changes: list[dict[str, Any]]
+) -> dict[str, str]:
     """Text chunks for a finished picture.
 
     `latentwire` holds the request as JSON, all defaults filled in; `parameters` the text that the field's
-    tools read: prompt, negative prompt, then `Key: value` pairs.
+    tools read: prompt, negative prompt, then `Key: value` pairs. `latentwire_changes` is there where values were
+    changed while the picture formed, which the request alone does not make again.
     """
     pairs = {
         "Steps": call.num_inference_steps,
@@ -72,4 +75,5 @@ def describe_in_png(request: dict[str, Any], call: PipelineCall, model: str, sch
     if call.negative_prompt:
         lines.append(f"Negative prompt: {call.negative_prompt}")
     lines.append(", ".join(f"{key}: {value}" for key, value in pairs.items()))
-    return {"parameters": "\n".join(lines), "latentwire": json.dumps(request)}
+    described = {"parameters": "\n".join(lines), "latentwire": json.dumps(request)}
+    return described | {"latentwire_changes": json.dumps(changes)} if changes else described

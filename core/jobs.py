@@ -5,32 +5,47 @@ import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, Literal
 
-from .run import Run
-from .errors import JobCancelled, JobFailed, LatentwireError, PluginError, TooManyJobs, UnknownJob
-from .events import Event
+from .errors import JobCancelled, JobFailed, LatentwireError, PluginError
+from .events import (
+    Changed,
+    Event,
+    Image,
+    JobEvent,
+    JobState,
+    Paused,
+    PictureState,
+    Preview,
+    Queued,
+    Resumed,
+    Started,
+    Step,
+)
 from .requests import GenerateRequest
-from .settings import LimitSettings
+from .run import Run
+from .tuning import Tuning
+from .watching import Listener, Watcher
 
 log = logging.getLogger(__name__)
 
-Listener = Callable[[Event], None]
-"""Is told of a job's events; from any thread, so it must not block."""
-
-State = Literal["preparing", "running", "finished", "failed", "cancelled"]
+State = Literal["preparing", "queued", "running", "paused", "finished", "failed", "cancelled", "superseded"]
 
 
 @dataclass(eq=False)
 class Job:
-    """One request under way.
+    """One request under way, or over.
 
     Attributes:
         id: Given by the host.
-        client: Who sent it; others can neither see nor cancel it.
+        client: Who sent it; others can neither cancel nor change it.
         outcome: Becomes the command's result, or the error that ended the job.
+        revision: Of its slot, from 1; None without a slot.
+        tuning: What of it may be changed, as it is now; None until its pictures are ready to begin.
+        first_tuning: The same as its pictures were made ready with.
+        steps_shown: How many steps of a picture its client has been shown so far.
     """
 
     client: str
@@ -38,38 +53,152 @@ class Job:
     seeds: list[int]
     listener: Listener
     id: str = field(default_factory=lambda: secrets.token_hex(8))
-    state: State = "preparing"
     outcome: Future[dict[str, Any]] = field(default_factory=Future)
     created: float = field(default_factory=monotonic)
+    revision: int | None = None
+    tuning: Tuning | None = None
+    first_tuning: Tuning | None = None
     steps_done: int = 0
+    steps_shown: int = 0
+    when_shown: Callable[[], None] = lambda: None
+    watchers: tuple[Watcher, ...] = field(init=False)
+    _state: State = "preparing"
+    _paused: bool = False
+    _place: Queued | None = None
+    _steps: dict[int, Step] = field(default_factory=dict)  # the last one of each picture
+    _previews: dict[int, Preview] = field(default_factory=dict)
+    _pictures: dict[int, Image] = field(default_factory=dict)
     _runs: list[Run] = field(default_factory=list)
     _over: bool = False
     _before_end: list[Callable[[], None]] = field(default_factory=list)
-    _pictures_done: set[int] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.watchers = (Watcher(self.request.stream, self.listener),)
+
+    @property
+    def state(self) -> State:
+        return "paused" if self._paused and not self._over else self._state
+
+    @property
+    def place(self) -> int | None:
+        """Its place in the queue, from 1; None where it does not wait there."""
+        return self._place.position if self._place is not None and self._state == "queued" else None
 
     def emit(self, event: Event) -> None:
-        """Tell the listener, unless the job is over, or the event is a late preview of a finished picture."""
-        with self._lock:
-            late = event.latest_wins and getattr(event, "index", None) in self._pictures_done
-            if not self._over and not late:
-                self.listener(event)
+        """Tell all who watch, unless the job is over, or the event is a late one of a finished picture."""
+        self.emit_to(self.watchers, event)
 
-    def picture_done(self, index: int, event: Event) -> bool:
-        """Emit a finished picture; whether it was the last one."""
+    def emit_to(self, watchers: tuple[Watcher, ...], event: Event) -> None:
+        """Tell some of those who watch; see `emit`."""
+        if self.revision is not None and isinstance(event, JobEvent):
+            event = replace(event, **self._where())
         with self._lock:
-            self._pictures_done.add(index)
-            if not self._over:
-                self.listener(event)
-            return len(self._pictures_done) == len(self.seeds)
+            late = event.latest_wins and getattr(event, "index", None) in self._pictures
+            if self._over or late:
+                return
+            self._remember(event)
+            for watcher in watchers:
+                watcher.listener(event)
 
-    def add_run(self, run: Run) -> bool:
-        """Take note of a run, to stop it with the job; False when the job is over and it must not start."""
+    def _remember(self, event: Event) -> None:
+        """For those who come later."""
+        match event:
+            case Step():
+                self._steps[event.index] = event
+            case Preview():
+                self._previews[event.index] = event
+            case Image():
+                self._pictures[event.index] = event
+                self._previews.pop(event.index, None)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Let somebody follow the job from its present state on: where it is, what is finished, then what comes."""
+        with self._lock:
+            watcher.listener(self.as_it_is())
+            for picture in self._pictures.values():
+                watcher.listener(picture)
+            if watcher.stream.previews is not None:
+                for preview in self._previews.values():
+                    watcher.listener(preview)
+            if not self._over:
+                self.watchers = (*self.watchers, watcher)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Let somebody go."""
+        with self._lock:
+            self.watchers = tuple(other for other in self.watchers if other is not watcher)
+
+    def as_it_is(self) -> JobState:
+        """Where it is now."""
+        with self._lock:
+            pictures = []
+            for index, seed in enumerate(self.seeds):
+                step = self._steps.get(index)
+                done = index in self._pictures
+                pictures.append(PictureState(index, seed, step.step if step else 0, step.steps if step else None, done))
+            seconds = round(monotonic() - self.created, 3)
+            state = JobState(self.id, self.state, self.request.prompt, seconds, self.place, pictures)
+        return state if self.revision is None else replace(state, **self._where())
+
+    def pictures(self) -> list[Image]:
+        """Those that are finished."""
+        with self._lock:
+            return list(self._pictures.values())
+
+    def shown(self, step: int) -> None:
+        """A step of a picture has been shown."""
+        if step > self.steps_shown:
+            self.steps_shown = step
+            self.when_shown()
+
+    def waits(self, position: int, starts_in: float | None, ends_in: float | None) -> None:
+        """The engine has no room for its first picture yet."""
+        with self._lock:
+            if self._state not in ("preparing", "queued"):
+                return
+            self._state = "queued"
+            self._place = Queued(self.id, position, _rounded(starts_in), _rounded(ends_in))
+            self.emit(self._place)
+
+    def begins(self, started: Started) -> None:
+        """A picture's turn has come; only the first one's is told."""
+        with self._lock:
+            if self._state in ("preparing", "queued"):
+                self._state = "running"
+                self.emit(started)
+
+    def picture_done(self, event: Image) -> bool:
+        """Tell of a finished picture; whether it was the last one."""
+        with self._lock:
+            self.emit(event)
+            return len(self._pictures) == len(self.seeds)
+
+    def add_runs(self, runs: list[Run]) -> bool:
+        """Take note of its runs, to stop and pause them with the job; False when it is over and they must not start."""
         with self._lock:
             if not self._over:
-                self.state = "running"
-                self._runs.append(run)
+                self._runs += runs
+                for run in runs:
+                    run.pause(self._paused)
             return not self._over
+
+    def pause(self, paused: bool) -> bool:
+        """Let it wait before its next step, or go on; whether that changed anything."""
+        with self._lock:
+            if self._over or self._paused == paused:
+                return False
+            self._paused = paused
+            for run in self._runs:
+                run.pause(paused)
+            self.emit(Paused(self.id) if paused else Resumed(self.id))
+            return True
+
+    def change(self, tuning: Tuning) -> None:
+        """Let its pictures go on with other values from their next step on."""
+        with self._lock:
+            self.tuning = tuning
+            self.emit(Changed(self.id, **tuning.plain()))
 
     def before_end(self, call: Callable[[], None]) -> None:
         """Have something done before anyone hears of the end; at once where the job is over."""
@@ -83,7 +212,7 @@ class Job:
     def finish(self, result: dict[str, Any]) -> None:
         """End well; without effect on a job that has ended."""
         if self._end("finished"):
-            self.outcome.set_result(result)
+            self.outcome.set_result(result | self._where())
 
     def fail(self, error: BaseException) -> bool:
         """End with an error and stop what still runs; False for a job that has ended."""
@@ -91,12 +220,17 @@ class Job:
             log.error("job %s failed", self.id, exc_info=error)
         if not isinstance(error, LatentwireError):
             error = JobFailed(f"the pipeline failed: {type(error).__name__}: {error}")
-        if not self._end("cancelled" if isinstance(error, JobCancelled) else "failed"):
+        state: State = error.code if error.code in ("cancelled", "superseded") else "failed"  # type: ignore[assignment]
+        if not self._end(state):
             return False
         # without causes and frames, which hold tensors for as long as anybody holds the error
         error.__cause__ = error.__context__ = None
+        error.about = {"job": self.id} | self._where()
         self.outcome.set_exception(error.with_traceback(None))
         return True
+
+    def _where(self) -> dict[str, Any]:
+        return {} if self.revision is None else {"slot": self.request.slot, "revision": self.revision}
 
     def _end(self, state: State) -> bool:
         """The way to an end, once: no more events, runs stopped, and what must be done before anyone hears of it."""
@@ -104,9 +238,11 @@ class Job:
             if self._over:
                 return False
             self._over = True
-            self.state = state
+            self._state = state
             runs, self._runs = self._runs, []
             calls, self._before_end = self._before_end, []
+            self.watchers = ()
+            self._previews.clear()
         if state != "finished":
             for run in runs:
                 run.stop(JobCancelled(f"job {self.id} has ended"))
@@ -118,45 +254,5 @@ class Job:
         return True
 
 
-class JobTable:
-    """The unfinished jobs of a host."""
-
-    def __init__(self, limits: LimitSettings) -> None:
-        self._limits = limits
-        self._lock = threading.Lock()
-        self._jobs: dict[str, Job] = {}
-
-    def add(self, job: Job) -> None:
-        """Take a job on.
-
-        Raises:
-            TooManyJobs: the host, or the job's client, has as many as its limit.
-        """
-        with self._lock:
-            mine = sum(other.client == job.client for other in self._jobs.values())
-            if mine >= self._limits.jobs_per_client:
-                raise TooManyJobs(f"this client has {mine} unfinished jobs, the limit; wait for one or cancel one")
-            if len(self._jobs) >= self._limits.jobs:
-                raise TooManyJobs(f"the host has {len(self._jobs)} unfinished jobs, its limit; try again later")
-            self._jobs[job.id] = job
-        job.outcome.add_done_callback(lambda _: self._remove(job))
-
-    def get(self, job_id: str, client: str) -> Job:
-        """A client's own unfinished job.
-
-        Raises:
-            UnknownJob: it has no such job, or no longer.
-        """
-        job = self._jobs.get(job_id)
-        if job is None or job.client != client:
-            raise UnknownJob(f"there is no unfinished job {job_id!r} of this client; `jobs` lists them")
-        return job
-
-    def all(self, client: str | None = None) -> list[Job]:
-        """The unfinished jobs, oldest first; of one client, or of all."""
-        with self._lock:
-            return [job for job in self._jobs.values() if client in (None, job.client)]
-
-    def _remove(self, job: Job) -> None:
-        with self._lock:  # from the thread that ended the job, while others may be listing
-            self._jobs.pop(job.id, None)
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 2)

@@ -110,8 +110,7 @@ class Policy:
         preparing = next((run for run in order if run.prepares), None)
         ready = next((run for run in order if not run.prepares), None)
         if preparing is not None and (
-            ready is None
-            or (self._preparations < PREPARATIONS_IN_A_ROW and self._rank(preparing) <= self._rank(ready))
+            ready is None or (self._preparations < PREPARATIONS_IN_A_ROW and self._rank(preparing) <= self._rank(ready))
         ):
             self._preparations += 1
             return preparing

@@ -65,6 +65,7 @@ class Registry:
 
     commands: dict[str, CommandEntry] = field(default_factory=dict)
     fields: dict[str, type[BaseModel]] = field(default_factory=dict)
+    updates: dict[str, type[BaseModel]] = field(default_factory=dict)
     schedulers: dict[str, MakeScheduler] = field(default_factory=dict)
     events: dict[str, type[Event]] = field(default_factory=dict)
     preprocessors: dict[str, Preprocessor] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class Registry:
         tables: list[tuple[str, dict[str, Any], Mapping[str, Any]]] = [
             ("command", self.commands, addition.commands),
             ("field", self.fields, addition.fields),
+            ("update field", self.updates, addition.updates),
             ("scheduler", self.schedulers, addition.schedulers),
             ("event", self.events, addition.events),
             ("preprocessor", self.preprocessors, addition.preprocessors),
@@ -125,6 +127,7 @@ class PluginRegistry:
     settings: Any = None
     commands: dict[str, CommandEntry] = field(default_factory=dict)
     fields: dict[str, type[BaseModel]] = field(default_factory=dict)
+    updates: dict[str, type[BaseModel]] = field(default_factory=dict)
     schedulers: dict[str, MakeScheduler] = field(default_factory=dict)
     events: dict[str, type[Event]] = field(default_factory=dict)
     preprocessors: dict[str, Preprocessor] = field(default_factory=dict)
@@ -157,6 +160,15 @@ class PluginRegistry:
             raise PluginError(f"a request field cannot be called {name!r}; choose another name", plugin=self.plugin)
         self._check_model(name, model)
         self._add(self.fields, name, model)
+
+    def add_update(self, name: str, model: type[BaseModel]) -> None:
+        """Add an optional field to `jobs.update`; the hook `update_job` reads it as `context.update.<name>`."""
+        from .requests import UpdateRequest
+
+        if name in UpdateRequest.model_fields or not name.isidentifier() or hasattr(UpdateRequest, name):
+            raise PluginError(f"an update field cannot be called {name!r}; choose another name", plugin=self.plugin)
+        self._check_model(name, model)
+        self._add(self.updates, name, model)
 
     def add_scheduler(self, name: str, make: MakeScheduler) -> None:
         """Offer a scheduler: `make` takes the model's scheduler config and gives a new object."""

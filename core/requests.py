@@ -5,7 +5,7 @@ that holds the core's fields and every plugin's.
 """
 
 import secrets
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -162,7 +162,17 @@ def _is_seed(value: Any) -> bool:
     return type(value) is int and 0 <= value < SEEDS
 
 
-def request_model(fields: dict[str, type[BaseModel]]) -> type[GenerateRequest]:
-    """`GenerateRequest` with the plugins' fields: each optional, None when the client leaves it out."""
-    extra: dict[str, Any] = {name: (model | None, None) for name, model in fields.items()}
-    return create_model("GenerateRequest", __base__=GenerateRequest, __doc__=GenerateRequest.__doc__, **extra)
+class UpdateRequest(Strict):
+    """New values for a job that runs; what is left out stays."""
+
+    job: str = Field(description="from the accepted event")
+    guidance_scale: float | None = Field(None, gt=1, le=100, description="of jobs that began with more than 1")
+
+
+RequestModel = TypeVar("RequestModel", bound=BaseModel)
+
+
+def with_fields(model: type[RequestModel], fields: dict[str, type[BaseModel]]) -> type[RequestModel]:
+    """A request's model with the plugins' fields: each optional, None when the client leaves it out."""
+    extra: dict[str, Any] = {name: (kind | None, None) for name, kind in fields.items()}
+    return create_model(model.__name__, __base__=model, __doc__=model.__doc__, **extra)

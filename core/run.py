@@ -25,6 +25,7 @@ class Run:
         adapters: What its forwards add to the shared modules'; may be replaced while it runs, the next forward uses it.
         client: Whose it is; the clients take turns.
         job: What it is part of; runs of one job have one place in the queue.
+        accepted: When its job was, by any clock: among equals the older goes first.
         priority: Which runs go before which.
         work: Rows that its forwards of the denoiser will have in all, for estimates.
         began: Called once its turn has come, with the seconds that it may take; on the engine's thread.
@@ -38,11 +39,13 @@ class Run:
     adapters: Sequence[Weighted] = ()
     client: str = ""
     job: str = ""
+    accepted: float = 0.0
     priority: Priority = "normal"
     work: float = 0.0
     began: Callable[[float | None], None] = _nothing
     queued: Callable[[int, float | None, float | None], None] = _nothing
 
+    controlnet_scales: dict[int, float] = field(default_factory=dict, init=False)  # see RunGreenlet
     rows_done: int = field(default=0, init=False)
     since: int = field(default=0, init=False)  # the forward after which it came to wait
     paused: bool = field(default=False, init=False)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from .build import PipelineBuild, PipelineCall, assemble, pipeline_class
-from .run import Run
 from .errors import InvalidParams, JobFailed
 from .events import Image, Loading, Started
 from .hookspecs import BuildContext, CallContext, ImageContext
@@ -23,13 +22,19 @@ from .model_store import Lease, ModelCard, Progress
 from .painter import Painter
 from .registry import nearest
 from .requests import GenerateRequest, Mode
+from .run import Run
 from .schedulers import suits
 from .step_stream import StepStream
 from .stepping import watch
 from .threads import workers
+from .tuning import Tuner, tuning_of
 
 if TYPE_CHECKING:
     from .host import Host
+
+
+HOW_IT_RAN = {"stream", "num_images", "slot", "min_steps_shown", "priority"}
+"""Fields of a request that say nothing of the picture."""
 
 
 class Runner:
@@ -124,12 +129,10 @@ class Runner:
             lease = self._store.lease(build, lambda *at: job.emit(Loading(job.id, build.model, *at)))
             job.before_end(partial(self._store.release, lease))  # whoever hears of the end may unload what it used
             calls = [self._call_for(job, index, build, lease) for index in range(len(job.seeds))]
-            job.emit(Started(job.id, build.model, build.scheduler, self.mode_for(job.request)))
-            for index, call in enumerate(calls):
-                run = self._run_for(job, index, build, call, lease)
-                if not job.add_run(run):
-                    return
-                self._engine.submit(run)
+            job.tuning = job.first_tuning = tuning_of(build, calls[0], lease)
+            runs = [self._run_for(job, index, build, call, lease) for index, call in enumerate(calls)]
+            if job.add_runs(runs):
+                self._engine.submit(*runs)
         except BaseException as error:
             job.fail(error)
 
@@ -155,12 +158,15 @@ class Runner:
         pipeline = _pipeline(build, lease, scheduler)
         arguments = _accepted(pipeline, call)
         size = max(call.width, call.height)
-        follow = StepStream(job, index, size, lease.previewer, self._plugins, self._painter)
+        changes: list[dict[str, Any]] = []
 
         def run_pipeline() -> Any:
+            tuner = Tuner(job, pipeline, run, lease, changes)
             generator = torch.Generator().manual_seed(call.seed)
+            follow = StepStream(job, index, size, lease.previewer, self._plugins, self._painter, tuner)
             callback = watch(pipeline, follow)
-            return pipeline(**arguments, generator=generator, callback_on_step_end=callback).images
+            given = tuner.begin(arguments)
+            return pipeline(**given, generator=generator, callback_on_step_end=callback).images
 
         def done(images: Any, error: BaseException | None) -> None:
             if error is not None:
@@ -168,13 +174,31 @@ class Runner:
                 return
             try:
                 array = images[0].float().cpu().numpy()
-                self._finish_pool.submit(self._finish, job, index, build, call, array)
+                self._finish_pool.submit(self._finish, job, index, build, call, array, changes)
             except BaseException as raised:
                 job.fail(raised)
 
-        return Run(self.mode_for(job.request), run_pipeline, done, lease.adapters)
+        def began(seconds: float | None) -> None:
+            job.begins(Started(job.id, build.model, build.scheduler, run.mode, seconds))
 
-    def _finish(self, job: Job, index: int, build: PipelineBuild, call: PipelineCall, array: Any) -> None:
+        run = Run(
+            self.mode_for(job.request),
+            run_pipeline,
+            done,
+            lease.adapters,
+            client=job.client,
+            job=job.id,
+            accepted=job.created,
+            priority=job.request.rank,
+            work=call.num_inference_steps * (2 if call.guidance_scale > 1 else 1),
+            began=began,
+            queued=job.waits,
+        )
+        return run
+
+    def _finish(
+        self, job: Job, index: int, build: PipelineBuild, call: PipelineCall, array: Any, changes: list[dict[str, Any]]
+    ) -> None:
         """In a worker thread: a picture's pixels (or latents) to its event, and the last one's job to its end."""
         mode = self.mode_for(job.request)
         try:
@@ -187,12 +211,12 @@ class Runner:
             if call.output_type == "latent":
                 event = Image(job.id, index, call.seed, None, to_tensor(array, "float32"))
             else:
-                metadata = describe_in_png(_as_run(job, call, build, mode), call, build.model, build.scheduler)
+                metadata = describe_in_png(_as_run(job, call, build, mode), call, build.model, build.scheduler, changes)
                 context = ImageContext(job.id, index, job.request, call.seed, to_picture(array), metadata)
                 self._plugins.call("image_finished", context)
                 picture = encode(context.image, "png", metadata=context.metadata)
                 event = Image(job.id, index, call.seed, picture, None, self._host.images.put(picture.data))
-            if job.picture_done(index, event):
+            if job.picture_done(event):
                 job.finish(
                     {
                         "job": job.id,
@@ -225,7 +249,7 @@ def _first(*values: Any) -> Any:
 
 def _as_run(job: Job, call: PipelineCall, build: PipelineBuild, mode: Mode) -> dict[str, Any]:
     """The request that makes this one picture again: every default filled in, its own seed."""
-    asked = job.request.model_dump(mode="json", exclude={"stream", "num_images"}, exclude_none=True)
+    asked = job.request.model_dump(mode="json", exclude=HOW_IT_RAN, exclude_none=True)
     used = {
         "model": build.model,
         "scheduler": build.scheduler,

@@ -51,6 +51,9 @@ class EngineSettings(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     max_batch_rows: int = Field(32, ge=1, le=512, description="most rows of one forward in mode fast")
     reproducible_rows: int = Field(8, ge=2, le=512, description="rows of every forward in mode reproducible")
+    max_running: int | None = Field(
+        None, ge=1, description="pictures that run at once, the others wait. None: as many as fill the largest batch"
+    )
     memory_mib: int | None = Field(
         None, ge=1, description="loaded weights may take so much; what no job uses makes room. None: no bound"
     )

@@ -1,7 +1,6 @@
 """What streams back after each step of a picture: the step itself, a preview, latents; and the plugins' turn."""
 
 from functools import partial
-from time import monotonic
 from typing import Any
 
 import torch
@@ -14,8 +13,10 @@ from .jobs import Job
 from .painter import Painter
 from .plugin_host import PluginHost
 from .previews import Previewer
-from .requests import PreviewOptions
+from .requests import LatentsOptions, PreviewOptions
 from .stepping import FinishedStep
+from .tuning import Tuner
+from .watching import Watcher
 
 
 class StepStream:
@@ -26,7 +27,7 @@ class StepStream:
     """
 
     def __init__(
-        self, job: Job, index: int, size: int, previewer: Previewer, plugins: PluginHost, painter: Painter
+        self, job: Job, index: int, size: int, previewer: Previewer, plugins: PluginHost, painter: Painter, tuner: Tuner
     ) -> None:
         self._job = job
         self._index = index
@@ -34,8 +35,7 @@ class StepStream:
         self._previewer = previewer
         self._plugins = plugins
         self._painter = painter
-        self._stream = job.request.stream
-        self._preview_at = 0.0
+        self._tuner = tuner
 
     def __call__(self, finished: FinishedStep) -> torch.Tensor:
         job, index, step, steps = self._job, self._index, finished.step, finished.steps
@@ -47,30 +47,45 @@ class StepStream:
             )
             self._plugins.call("step_finished", context)
             latents = context.latents
-        if self._stream.steps:
-            job.emit(Step(job.id, index, step, steps, finished.timestep, finished.sigma, round(finished.seconds, 6)))
-        previews = self._stream.previews
-        if previews is not None and self._preview_is_due(previews, finished):
-            original = finished.predict()[0].float().cpu().numpy()
-            paint = partial(self._paint, original, step, steps, previews)
-            self._painter.paint((job.id, index), paint)
-        options = self._stream.latents
-        if options is not None and (step % options.every == 0 or finished.is_last):
-            tensor = to_tensor(latents[0].float().cpu().numpy(), options.dtype)
-            job.emit(Latents(job.id, index, step, steps, tensor))
+        watchers = job.watchers
+        event = Step(job.id, index, step, steps, finished.timestep, finished.sigma, round(finished.seconds, 6))
+        job.emit_to(tuple(watcher for watcher in watchers if watcher.stream.steps), event)
+        self._paint_for(watchers, finished)
+        self._send_latents(watchers, finished, latents)
+        if job.request.stream.previews is None:  # else it is shown once its preview is
+            job.shown(step)
+        self._tuner.catch_up(step)
         return latents
 
-    def _preview_is_due(self, options: PreviewOptions, finished: FinishedStep) -> bool:
-        if finished.is_last:
-            return True
-        now = monotonic()
-        if finished.step % options.every or now < self._preview_at:
-            return False
-        self._preview_at = now + (1 / options.max_rate if options.max_rate else 0)
-        return True
+    def _paint_for(self, watchers: tuple[Watcher, ...], finished: FinishedStep) -> None:
+        """Have a preview painted, once for all who want one."""
+        wanted: dict[PreviewOptions, list[Watcher]] = {}
+        for watcher in watchers:
+            if watcher.stream.previews and watcher.wants_preview(self._index, finished.step, finished.is_last):
+                wanted.setdefault(watcher.stream.previews, []).append(watcher)
+        if wanted:
+            original = finished.predict()[0].float().cpu().numpy()
+            work = partial(self._paint, original, finished.step, finished.steps, wanted)
+            self._painter.paint((self._job.id, self._index), work)
 
-    def _paint(self, original: Any, step: int, steps: int, options: PreviewOptions) -> None:
+    def _paint(self, original: Any, step: int, steps: int, wanted: dict[PreviewOptions, list[Watcher]]) -> None:
         small = PILImage.fromarray(self._previewer.paint(original))
-        size = options.size or self._size
-        picture = encode(to_size(small, size), options.format, options.quality)
-        self._job.emit(Preview(self._job.id, self._index, step, steps, picture))
+        encoded: dict[tuple[Any, ...], Preview] = {}
+        for options, watchers in wanted.items():
+            size = options.size or self._size
+            file = (options.format, size, options.quality)
+            if file not in encoded:
+                picture = encode(to_size(small, size), options.format, options.quality)
+                encoded[file] = Preview(self._job.id, self._index, step, steps, picture)
+            self._job.emit_to(tuple(watchers), encoded[file])
+        self._job.shown(step)
+
+    def _send_latents(self, watchers: tuple[Watcher, ...], finished: FinishedStep, latents: torch.Tensor) -> None:
+        wanted: dict[LatentsOptions, list[Watcher]] = {}
+        for watcher in watchers:
+            if watcher.stream.latents and watcher.wants_latents(finished.step, finished.is_last):
+                wanted.setdefault(watcher.stream.latents, []).append(watcher)
+        for options, interested in wanted.items():
+            tensor = to_tensor(latents[0].float().cpu().numpy(), options.dtype)
+            event = Latents(self._job.id, self._index, finished.step, finished.steps, tensor)
+            self._job.emit_to(tuple(interested), event)

@@ -36,10 +36,10 @@ from safetensors.torch import save_file
 from latentwire import Host, InvalidParams, LatentwireError, PluginError
 from latentwire.core.build import PipelineBuild
 from latentwire.core.describe import error_codes
-from latentwire.core.engine import Run
 from latentwire.core.errors import InUse, ModelLoadError, NotLoaded, UnknownImage
 from latentwire.core.events import Event, Image, to_plain
 from latentwire.core.model_store import LOADING
+from latentwire.core.run import Run
 from latentwire.core.settings import EMBEDDED_MODEL
 from latentwire.plugins.controlnet import (
     ControlImage,

@@ -29,6 +29,7 @@ from latentwire.server import codec, outbox, serve, session
 
 from .conftest import Served, serving
 from .pages import PAGES, blocks, defaults_of, json_default, paths_of, section, subheadings, table
+from .wire import LONG, wire
 
 TOKEN = "sixteen letters!"
 MESSAGES: list[dict[str, Any]] = [json.loads(block) for block in blocks(PAGES["protocol"], "json")]
@@ -38,7 +39,8 @@ JOB_EVENTS = [message for message in MESSAGES if message.get("event") in EVENTS]
 
 
 # commands that need more than to be sent: see the tests below
-APART = ("generate", "cancel", "pipeline.subscribe", "unsubscribe", "images.put")
+APART = ("generate", "cancel", "pipeline.subscribe", "unsubscribe", "images.put", "jobs.watch", "jobs.pause",
+         "jobs.resume", "jobs.update")  # fmt: skip
 
 
 def talk(url: str, *messages: dict[str, Any]) -> list[dict[str, Any]]:
@@ -229,7 +231,9 @@ def test_real_messages_look_as_documented(served: Served) -> None:
         for example in (example for example in JOB_EVENTS if example["event"] == message["event"]):
             assert example.keys() == message.keys()
     assert {message["id"] for message in got if message["event"] == "result"} == {3, *(other["id"] for other in others)}
-    assert {message["event"] for message in got} >= EVENTS.keys() - {"loading", "subscribed", "state"}
+    assert {message["event"] for message in got} >= EVENTS.keys() - {
+        "loading", "queued", "subscribed", "state", "paused", "resumed", "changed", "job_state"
+    }  # fmt: skip
 
 
 def test_a_real_subscription_looks_as_documented(served: Served) -> None:
@@ -280,6 +284,33 @@ def test_a_real_cancellation_looks_as_documented(served: Served) -> None:
 
     (example,) = (message["id"] for message in COMMANDS if message["command"] == "cancel")
     assert_same_shape(RESULTS[example], asyncio.run(cancel()), "cancel")
+
+
+def test_the_commands_of_a_running_job_answer_as_documented(served: Served) -> None:
+    async def talk_to_a_job() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        async with wire(served.url) as client:
+            await client.send("job", "generate", **LONG)
+            job = (await client.until("started", "job"))["job"]
+            results = {}
+            for name in ("jobs.pause", "jobs.resume", "jobs.update"):
+                (example,) = (message["params"] for message in COMMANDS if message["command"] == name)
+                results[name] = await client.ask(name, **example | {"job": job})
+            await client.send("watch", "jobs.watch", job=job, stream={"previews": {}})
+            watched = [await client.until("subscribed", "watch"), await client.until("job_state", "watch")]
+            await client.ask("unsubscribe", subscription=watched[0]["subscription"])
+            results["jobs.watch"] = (await client.until("result", "watch"))["result"]
+            await client.ask("cancel", job=job)
+            told = [message for message in client.seen if message["event"] in ("paused", "resumed", "changed")]
+            return results, [*watched, *told]
+
+    results, events = asyncio.run(talk_to_a_job())
+    for name, result in results.items():
+        (example_id,) = (message["id"] for message in COMMANDS if message["command"] == name)
+        assert_same_shape(RESULTS[example_id], result, name)
+    assert [event["event"] for event in events] == ["subscribed", "job_state", "paused", "resumed", "changed"]
+    for event in events:
+        (example,) = (message for message in MESSAGES if message.get("event") == event["event"])
+        assert example.keys() == event.keys()
 
 
 def test_the_request_in_a_png_makes_the_picture_again(served: Served) -> None:

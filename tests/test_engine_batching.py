@@ -11,10 +11,11 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 
 from latentwire import Host
 from latentwire.core.build import PipelineBuild, assemble
-from latentwire.core.engine import Engine, Run
+from latentwire.core.engine import Engine
 from latentwire.core.errors import HostClosing, JobCancelled
 from latentwire.core.gates import Gate, install_gate
 from latentwire.core.model_store import Lease
+from latentwire.core.run import Run
 
 from .conftest import running_host
 

@@ -12,10 +12,10 @@ from diffusers import StableDiffusionPipeline
 
 from latentwire import Host
 from latentwire.core.build import PipelineBuild, assemble
-from latentwire.core.engine import Run
 from latentwire.core.events import Event, Image
 from latentwire.core.gates import Gate
 from latentwire.core.model_store import Lease
+from latentwire.core.run import Run
 from latentwire.core.settings import EMBEDDED_MODEL
 
 from .conftest import running_host

@@ -32,9 +32,9 @@ from safetensors.torch import load_file, save_file
 from latentwire import Adapter, Host
 from latentwire.core.build import PipelineBuild
 from latentwire.core.describe import error_codes
-from latentwire.core.engine import Run
 from latentwire.core.errors import InUse, InvalidParams, JobCancelled, LatentwireError, ModelLoadError, NotLoaded
 from latentwire.core.events import Event, Image, Step
+from latentwire.core.run import Run
 from latentwire.core.settings import EMBEDDED_MODEL
 from latentwire.plugins.lora import DefaultParams, LoadParams, UnloadParams, Use
 from latentwire.training.measures import blockiness, saturation

@@ -20,10 +20,10 @@ from PIL import ImageDraw
 from safetensors.torch import save_file
 
 from latentwire import Host
-from latentwire.core.engine import Run
 from latentwire.core.errors import InUse, InvalidParams, JobCancelled, ModelLoadError, NotLoaded, UnknownJob
 from latentwire.core.events import Event, Image
 from latentwire.core.memory import give_back
+from latentwire.core.run import Run
 
 from .conftest import running_host, wait_for
 

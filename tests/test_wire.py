@@ -78,6 +78,7 @@ async def test_describe_gives_a_schema_for_every_command_and_event(served: Serve
     assert set(described["commands"]["generate"]["params"]["properties"]) >= {"prompt", "seed", "stream", "clip_skip"}
     assert described["fields"]["clip_skip"] == "clip_skip"
     assert {name for name, event in described["events"].items() if event["latest_wins"]} == {
+        "queued",
         "preview",
         "latents",
         "state",

@@ -30,11 +30,12 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 
 class Wire:
-    """One connection; `hello` is what the host said first."""
+    """One connection; `hello` is what the host said first, `seen` every message since, in order."""
 
     def __init__(self, socket: ClientConnection, hello: dict[str, Any]) -> None:
         self.socket = socket
         self.hello = hello
+        self.seen: list[dict[str, Any]] = []
 
     async def send(self, message_id: Any, command: str, **params: Any) -> None:
         await self.send_frame(msgpack.packb({"id": message_id, "command": command, "params": params}))
@@ -44,6 +45,7 @@ class Wire:
 
     async def receive(self) -> dict[str, Any]:
         message: dict[str, Any] = msgpack.unpackb(await self.socket.recv(decode=False))
+        self.seen.append(message)
         return message
 
     async def until(self, name: str, message_id: Any = None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -28,6 +28,7 @@ from latentwire import (
     Remembered,
     Resize,
     Strict,
+    UpdateContext,
     control_image_argument,
     encode,
     hookimpl,
@@ -78,6 +79,19 @@ class Uses(RootModel[list[Use]]):
         if len({use.guess_mode for use in self.root}) > 1:
             raise ValueError("guess_mode must be the same for all ControlNets of a request")
         return self
+
+
+class Scale(Strict):
+    """A new scale for a ControlNet of a job that runs."""
+
+    name: str = Field(max_length=200, description="a ControlNet that the job began with")
+    controlnet_conditioning_scale: float = Field(ge=0, le=10)
+
+
+class Scales(RootModel[list[Scale]]):
+    """New scales for ControlNets of a job that runs."""
+
+    root: list[Scale] = Field(max_length=8)
 
 
 class LoadParams(Strict):
@@ -134,6 +148,7 @@ class Plugin:
     @hookimpl
     def register(self, registry: PluginRegistry) -> None:
         registry.add_field("controlnet", Uses)
+        registry.add_update("controlnet", Scales)
         registry.add_event(ControlImage)
         for name, (options, apply) in PREPROCESSORS.items():
             registry.add_preprocessor(name, options, apply)
@@ -175,6 +190,23 @@ class Plugin:
                 "guess_mode": uses[0].guess_mode,
             }
         )
+
+    @hookimpl
+    def update_job(self, context: UpdateContext) -> None:
+        section: Scales | None = getattr(context.update, "controlnet", None)
+        if section is None:
+            return
+        began = [use.name for use in _uses(context.request) if use.controlnet_conditioning_scale]
+        scales: dict[str, float] = {}
+        for place, change in enumerate(section.root):
+            if change.name not in began:  # at scale 0 nothing of it runs
+                known = ", ".join(map(str, began)) or "none"
+                message = f"the job did not begin with ControlNet {change.name!r} at a scale above 0; those: {known}"
+                path = ["controlnet", place, "name"]
+                raise InvalidParams(message, [{"path": path, "message": message, "got": change.name}])
+            scales[change.name] = change.controlnet_conditioning_scale
+        changed = tuple((name, scales.get(name, scale)) for name, scale in context.tuning.controlnet_scales)
+        context.tuning = replace(context.tuning, controlnet_scales=changed)
 
     async def load(self, context: CommandContext, params: LoadParams) -> dict[str, Any]:
         """Load a ControlNet, or make a ControlLoRA of the model's own weights and a LoRA file."""

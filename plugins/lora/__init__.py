@@ -4,6 +4,7 @@ A request's LoRAs change nothing for the others: what they add is added row by r
 """
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from latentwire import (
     NotLoaded,
     PluginRegistry,
     Strict,
+    UpdateContext,
     hookimpl,
 )
 
@@ -88,6 +90,7 @@ class Plugin:
     @hookimpl
     def register(self, registry: PluginRegistry) -> None:
         registry.add_field("lora", Uses)
+        registry.add_update("lora", Uses)
         registry.add_command("lora.load", LoadParams, self.load)
         registry.add_command("lora.list", NoParams, self.list_all)
         registry.add_command("lora.unload", UnloadParams, self.unload)
@@ -107,6 +110,20 @@ class Plugin:
             context.request = context.request.model_copy(update={"lora": Uses.model_construct(root=uses)})
         # weight 0 adds zeros, which is the same as nothing
         context.build = context.build.with_adapters(*((use.name, use.weight) for use in uses if use.weight))
+
+    @hookimpl
+    def update_job(self, context: UpdateContext) -> None:
+        uses: Uses | None = getattr(context.update, "lora", None)
+        if uses is None:
+            return
+        weights = dict(context.tuning.adapters)
+        for place, use in enumerate(uses.root):
+            if use.name not in weights:
+                known = ", ".join(weights) or "none"
+                message = f"the job runs without LoRA {use.name!r}, and none can be added; its LoRAs: {known}"
+                raise InvalidParams(message, [{"path": ["lora", place, "name"], "message": message, "got": use.name}])
+            weights[use.name] = use.weight
+        context.tuning = replace(context.tuning, adapters=tuple(weights.items()))
 
     @hookimpl
     def client_left(self, context: ClientContext) -> None:
