@@ -63,6 +63,7 @@ class Job:
     when_shown: Callable[[], None] = lambda: None
     watchers: tuple[Watcher, ...] = field(init=False)
     _state: State = "preparing"
+    _begun: bool = False
     _paused: bool = False
     _place: Queued | None = None
     _steps: dict[int, Step] = field(default_factory=dict)  # the last one of each picture
@@ -155,7 +156,7 @@ class Job:
     def waits(self, position: int, starts_in: float | None, ends_in: float | None) -> None:
         """The engine has no room for its first picture yet."""
         with self._lock:
-            if self._state not in ("preparing", "queued"):
+            if self._begun:
                 return
             self._state = "queued"
             self._place = Queued(self.id, position, _rounded(starts_in), _rounded(ends_in))
@@ -164,7 +165,8 @@ class Job:
     def begins(self, started: Started) -> None:
         """A picture's turn has come; only the first one's is told."""
         with self._lock:
-            if self._state in ("preparing", "queued"):
+            if not self._begun:
+                self._begun = True
                 self._state = "running"
                 self.emit(started)
 
@@ -178,6 +180,7 @@ class Job:
         """Take note of its runs, to stop and pause them with the job; False when it is over and they must not start."""
         with self._lock:
             if not self._over:
+                self._state = "running"  # unless the engine says that they have to wait
                 self._runs += runs
                 for run in runs:
                     run.pause(self._paused)
