@@ -14,17 +14,25 @@ if TYPE_CHECKING:
     from .core.adapters import Adapter, LowRank
     from .core.build import PipelineBuild, PipelineCall
     from .core.commands import CommandContext, NoParams, validate
-    from .core.errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, PluginError
+    from .core.errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, PluginError, UnknownImage
     from .core.events import Event, JobEvent, Picture, Subscribed
     from .core.families import control_image_argument
-    from .core.hookspecs import BuildContext, CallContext, ClientContext, ImageContext, StepContext, hookimpl
+    from .core.hookspecs import (
+        BuildContext,
+        CallContext,
+        ClientContext,
+        EncodedContext,
+        ImageContext,
+        StepContext,
+        hookimpl,
+    )
     from .core.host import Host
     from .core.images import encode
     from .core.model_store import LOADING, read_module
     from .core.pictures import Resize, read_picture, resized
     from .core.registry import PluginRegistry
     from .core.remembered import Remembered
-    from .core.requests import GenerateRequest, ImageInput, Strict, Whole
+    from .core.requests import GenerateRequest, ImageInput, Mode, StreamOptions, Strict, Whole
     from .core.settings import Settings, load_settings
     from .core.shelf import Loaded
     from .core.weights import read_weights
@@ -39,6 +47,7 @@ _HOME = {
     "CallContext": "core.hookspecs",
     "ClientContext": "core.hookspecs",
     "CommandContext": "core.commands",
+    "EncodedContext": "core.hookspecs",
     "Event": "core.events",
     "GenerateRequest": "core.requests",
     "Host": "core.host",
@@ -51,6 +60,7 @@ _HOME = {
     "LatentwireError": "core.errors",
     "Loaded": "core.shelf",
     "LowRank": "core.adapters",
+    "Mode": "core.requests",
     "ModelLoadError": "core.errors",
     "NotLoaded": "core.errors",
     "Picture": "core.events",
@@ -62,8 +72,10 @@ _HOME = {
     "Resize": "core.pictures",
     "Settings": "core.settings",
     "StepContext": "core.hookspecs",
+    "StreamOptions": "core.requests",
     "Strict": "core.requests",
     "Subscribed": "core.events",
+    "UnknownImage": "core.errors",
     "Whole": "core.requests",
     "connect": "client",
     "connect_sync": "client",
@@ -84,6 +96,7 @@ __all__ = [
     "CallContext",
     "ClientContext",
     "CommandContext",
+    "EncodedContext",
     "Event",
     "GenerateRequest",
     "Host",
@@ -95,6 +108,7 @@ __all__ = [
     "LatentwireError",
     "Loaded",
     "LowRank",
+    "Mode",
     "ModelLoadError",
     "NoParams",
     "NotLoaded",
@@ -108,8 +122,10 @@ __all__ = [
     "Resize",
     "Settings",
     "StepContext",
+    "StreamOptions",
     "Strict",
     "Subscribed",
+    "UnknownImage",
     "Whole",
     "connect",
     "connect_sync",
