@@ -42,9 +42,7 @@ class Files:
         """Write a file; when this returns, it is on the disk, name and all."""
         path = self.path(result)
         part = path.with_suffix(".part")
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _sync(self.folder)
+        make_folder(path.parent)
         try:
             with part.open("xb") as file:
                 file.write(data)
@@ -73,8 +71,23 @@ class Files:
         with os.scandir(self.folder / shelf) as entries:
             for entry in entries:
                 name = OURS.fullmatch(entry.name)
-                if name and name[1] not in but and time.time() - entry.stat().st_mtime > age_s:
+                if name and name[1] not in but and _age_s(entry) > age_s:
                     yield name[1], Path(entry.path)
+
+
+def _age_s(entry: "os.DirEntry[str]") -> float:
+    try:
+        return time.time() - entry.stat().st_mtime
+    except FileNotFoundError:  # it has got its real name since, or is gone
+        return 0.0
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that they are on the disk."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
 
 
 def _sync(folder: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from latentwire import PluginError
 
+from .files import make_folder
+
 VERSION = 1
 
 # `number` never comes twice, so that it can stand for a place in the list. `totals` is there because counting and
@@ -50,7 +52,7 @@ def connect(file: Path, patience_s: float) -> sqlite3.Connection:
         sqlite3.Error, OSError: it cannot be opened, or is no SQLite file.
         PluginError: a newer version of this plugin has made it.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     connection = sqlite3.connect(file, patience_s, isolation_level=None, check_same_thread=False)
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
