@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from .core.adapters import Adapter, LowRank
     from .core.build import PipelineBuild, PipelineCall
     from .core.commands import CommandContext, NoParams, validate
-    from .core.errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, PluginError
+    from .core.errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, PluginError, UnknownImage
     from .core.events import Event, JobEvent, Picture, Subscribed
     from .core.families import control_image_argument
     from .core.hookspecs import (
         BuildContext,
         CallContext,
         ClientContext,
+        EncodedContext,
         ImageContext,
         StepContext,
         UpdateContext,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from .core.pictures import Resize, read_picture, resized
     from .core.registry import PluginRegistry
     from .core.remembered import Remembered
-    from .core.requests import GenerateRequest, ImageInput, Strict, Whole
+    from .core.requests import GenerateRequest, ImageInput, Mode, StreamOptions, Strict, Whole
     from .core.settings import Settings, load_settings
     from .core.shelf import Loaded
     from .core.weights import read_weights
@@ -47,6 +48,7 @@ _HOME = {
     "CallContext": "core.hookspecs",
     "ClientContext": "core.hookspecs",
     "CommandContext": "core.commands",
+    "EncodedContext": "core.hookspecs",
     "Event": "core.events",
     "GenerateRequest": "core.requests",
     "Host": "core.host",
@@ -59,6 +61,7 @@ _HOME = {
     "LatentwireError": "core.errors",
     "Loaded": "core.shelf",
     "LowRank": "core.adapters",
+    "Mode": "core.requests",
     "ModelLoadError": "core.errors",
     "NotLoaded": "core.errors",
     "Picture": "core.events",
@@ -70,8 +73,10 @@ _HOME = {
     "Resize": "core.pictures",
     "Settings": "core.settings",
     "StepContext": "core.hookspecs",
+    "StreamOptions": "core.requests",
     "Strict": "core.requests",
     "Subscribed": "core.events",
+    "UnknownImage": "core.errors",
     "UpdateContext": "core.hookspecs",
     "Whole": "core.requests",
     "connect": "client",
@@ -93,6 +98,7 @@ __all__ = [
     "CallContext",
     "ClientContext",
     "CommandContext",
+    "EncodedContext",
     "Event",
     "GenerateRequest",
     "Host",
@@ -104,6 +110,7 @@ __all__ = [
     "LatentwireError",
     "Loaded",
     "LowRank",
+    "Mode",
     "ModelLoadError",
     "NoParams",
     "NotLoaded",
@@ -117,8 +124,10 @@ __all__ = [
     "Resize",
     "Settings",
     "StepContext",
+    "StreamOptions",
     "Strict",
     "Subscribed",
+    "UnknownImage",
     "UpdateContext",
     "Whole",
     "connect",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
     from .build import PipelineBuild, PipelineCall
-    from .events import Event
+    from .events import Event, Picture
     from .host import Host
     from .registry import PluginRegistry
     from .requests import GenerateRequest
@@ -135,6 +135,36 @@ class ImageContext:
 
 
 @dataclass(slots=True)
+class EncodedContext:
+    """For `image_encoded`. `result` may be set: the id under which the plugin has stored the picture for good.
+
+    `picture` is the PNG as the client gets it, `made` the request as JSON that makes this one picture again: every
+    default filled in, its own seed. `image_id` is the picture's in the host's image store.
+    """
+
+    host: "Host"
+    client: str
+    job: str
+    index: int
+    seed: int
+    request: "GenerateRequest"
+    made: "dict[str, Any]"
+    image_id: str
+    picture: "Picture"
+    result: str | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "result" and hasattr(self, name):
+            raise AttributeError(f"context.{name} cannot be changed any more; context.result may be set")
+        object.__setattr__(self, name, value)
+
+    def check(self) -> None:
+        """Run after each plugin: raises TypeError when it left something wrong behind."""
+        if self.result is not None:
+            _check_type("result", self.result, str)
+
+
+@dataclass(slots=True)
 class UpdateContext:
     """For `update_job`. Change what runs with `context.tuning = replace(context.tuning, ...)`.
 
@@ -202,6 +232,10 @@ class HookSpecs:
     @hookspec
     def image_finished(self, context: ImageContext) -> None:
         """Once a finished picture, before it is encoded (worker thread); not for output_type latent."""
+
+    @hookspec
+    def image_encoded(self, context: EncodedContext) -> None:
+        """Once a finished PNG, before its client hears of it (worker thread); not for output_type latent."""
 
     @hookspec
     def update_job(self, context: UpdateContext) -> None:

@@ -26,7 +26,7 @@ from .registry import PluginRegistry, Registry
 from .settings import PluginSettings, parse
 from .settings import Settings as HostSettings  # `from latentwire import *` brings it into a plugin's module
 
-BUILT_IN = ("img2img", "controlnet", "lora", "clip_skip", "stats", "http_api")
+BUILT_IN = ("img2img", "controlnet", "lora", "clip_skip", "stats", "http_api", "results")
 
 Source = Literal["built-in", "installed", "file"]
 

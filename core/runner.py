@@ -15,7 +15,7 @@ import torch
 from .build import PipelineBuild, PipelineCall, assemble, pipeline_class
 from .errors import InvalidParams, JobFailed
 from .events import Image, Loading, Started
-from .hookspecs import BuildContext, CallContext, ImageContext
+from .hookspecs import BuildContext, CallContext, EncodedContext, ImageContext
 from .images import describe_in_png, encode, to_picture, to_tensor
 from .jobs import Job
 from .model_store import Lease, ModelCard, Progress
@@ -211,11 +211,16 @@ class Runner:
             if call.output_type == "latent":
                 event = Image(job.id, index, call.seed, None, to_tensor(array, "float32"))
             else:
-                metadata = describe_in_png(_as_run(job, call, build, mode), call, build.model, build.scheduler, changes)
+                made = _as_run(job, call, build, mode)
+                metadata = describe_in_png(made, call, build.model, build.scheduler, changes)
                 context = ImageContext(job.id, index, job.request, call.seed, to_picture(array), metadata)
                 self._plugins.call("image_finished", context)
                 picture = encode(context.image, "png", metadata=context.metadata)
-                event = Image(job.id, index, call.seed, picture, None, self._host.images.put(picture.data))
+                image_id = self._host.images.put(picture.data)
+                about = (self._host, job.client, job.id, index, call.seed, job.request, made)
+                encoded = EncodedContext(*about, image_id, picture)
+                self._plugins.call("image_encoded", encoded)
+                event = Image(job.id, index, call.seed, picture, None, image_id, encoded.result)
             if job.picture_done(event):
                 job.finish(
                     {

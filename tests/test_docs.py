@@ -58,6 +58,7 @@ CONTEXTS = {
     "modify_call": hookspecs.CallContext,
     "step_finished": hookspecs.StepContext,
     "image_finished": hookspecs.ImageContext,
+    "image_encoded": hookspecs.EncodedContext,
     "update_job": hookspecs.UpdateContext,
     "client_left": hookspecs.ClientContext,
 }

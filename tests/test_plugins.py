@@ -47,7 +47,7 @@ RAISES = """
 
 
 @pytest.mark.parametrize("error", ["ValueError", "SystemExit", "KeyboardInterrupt"])
-@pytest.mark.parametrize("hook", ["modify_build", "modify_call", "step_finished", "image_finished"])
+@pytest.mark.parametrize("hook", ["modify_build", "modify_call", "step_finished", "image_finished", "image_encoded"])
 def test_a_plugin_that_raises_fails_only_its_own_job_and_is_named(tmp_path: Path, hook: str, error: str) -> None:
     guard = "if context.request.prompt != 'mine': return"
     source = RAISES.format(hook=hook, argument="context", error=error, guard=guard)

@@ -146,7 +146,11 @@ def test_the_scale_of_a_controlnet_within_its_window(host: Host, scale: float) -
     def set_scale(_: Any) -> None:
         scales[0] = scale
 
-    control = {"image": [outline()], "controlnet_conditioning_scale": scales, "control_guidance_end": [0.8]}
+    control: dict[str, Any] = {
+        "image": [outline()],
+        "controlnet_conditioning_scale": scales,
+        "control_guidance_end": [0.8],
+    }
     assert np.array_equal(got, plain(pipeline, set_scale, change["after_step"], **control))
     scales[0] = 1.0
     assert not np.array_equal(got, plain(pipeline, **control))

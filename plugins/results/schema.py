@@ -1,0 +1,69 @@
+"""The index's file: its tables, and how it is opened."""
+
+import sqlite3
+from pathlib import Path
+
+from latentwire import PluginError
+
+from .files import make_folder
+
+VERSION = 1
+
+# `number` never comes twice, so that it can stand for a place in the list. `totals` is there because counting and
+# summing up would read the whole table after each picture.
+SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS results (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    created REAL NOT NULL,
+    job TEXT NOT NULL,
+    "index" INTEGER NOT NULL,
+    prompt TEXT NOT NULL,
+    negative_prompt TEXT NOT NULL,
+    model TEXT NOT NULL,
+    seed INTEGER NOT NULL,
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    searched TEXT NOT NULL,
+    request TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS results_created ON results (created);
+CREATE INDEX IF NOT EXISTS results_job ON results (job);
+CREATE TABLE IF NOT EXISTS totals (count INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO totals SELECT 0, 0 WHERE NOT EXISTS (SELECT * FROM totals);
+CREATE TRIGGER IF NOT EXISTS results_in AFTER INSERT ON results
+    BEGIN UPDATE totals SET count = count + 1, bytes = bytes + new.bytes; END;
+CREATE TRIGGER IF NOT EXISTS results_out AFTER DELETE ON results
+    BEGIN UPDATE totals SET count = count - 1, bytes = bytes - old.bytes; END;
+PRAGMA user_version = {VERSION};
+COMMIT;
+"""
+
+
+def connect(file: Path, patience_s: float) -> sqlite3.Connection:
+    """Open the index, or make it; in autocommit, for any thread, and on the disk once a transaction is committed.
+
+    Args:
+        patience_s: How long to wait for a lock that somebody else has.
+
+    Raises:
+        sqlite3.Error, OSError: it cannot be opened, or is no SQLite file.
+        PluginError: a newer version of this plugin has made it.
+    """
+    make_folder(file.parent)
+    connection = sqlite3.connect(file, patience_s, isolation_level=None, check_same_thread=False)
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            message = f"{file} has version {version}, this host knows {VERSION}; update it, or set another folder"
+            raise PluginError(message, plugin="results")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        if version < VERSION:
+            connection.executescript(SCHEMA)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
