@@ -151,7 +151,7 @@ class Engine:
             closing = self._closing
         for run in arrived:
             self._started += 1
-            run._greenlet = RunGreenlet(run.call)
+            run._greenlet = RunGreenlet(run.call, run)
             self._resume(run)
         if closing:
             for run in self._runs:
