@@ -232,6 +232,12 @@ class Waiting:
         return self.gate.forward(*self.args, **self.kwargs)
 
 
+def ungated(module: nn.Module) -> Callable[..., Any]:
+    """A module's own forward, whether or not it has a gate."""
+    gate = getattr(module.forward, "__wrapped_gate__", None)
+    return gate.forward if isinstance(gate, Gate) else module.forward
+
+
 def install_gate(module: nn.Module, component: str = "") -> None:
     """Put a gate before the module's forward, once."""
     if isinstance(getattr(module.forward, "__wrapped_gate__", None), Gate):

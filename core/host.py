@@ -66,7 +66,7 @@ class Host:
         memory = settings.engine.memory_mib
         self.store = ModelStore(local_models(settings.models), self.device, memory and memory << 20, self.state_changed)
         self.images = ImageStore(settings.limits.images_mib << 20)
-        self.engine = Engine(settings.engine.max_batch_rows, settings.engine.reproducible_rows)
+        self.engine = Engine(settings.engine.max_batch_rows or 32, settings.engine.reproducible_rows)
         self.jobs = JobTable(settings.limits)
         self.runner = Runner(self)
         self._pixels = workers(2, "pixels")

@@ -49,7 +49,9 @@ class EngineSettings(Section):
     """The device and how many rows share a forward (with guidance, one picture has two rows)."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    max_batch_rows: int = Field(32, ge=1, le=512, description="most rows of one forward in mode fast")
+    max_batch_rows: int | None = Field(
+        None, ge=1, le=512, description="most rows of one forward in mode fast; None: measured at start"
+    )
     reproducible_rows: int = Field(8, ge=2, le=512, description="rows of every forward in mode reproducible")
     memory_mib: int | None = Field(
         None, ge=1, description="loaded weights may take so much; what no job uses makes room. None: no bound"
