@@ -97,6 +97,9 @@ class ModelSettings(Section):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float32 on a CPU, float16 on a GPU"
     )
+    channels_last: bool = Field(
+        False, description="denoiser, autoencoder and ControlNets in that memory format: faster or slower, other bits"
+    )
     vae_slicing: bool = Field(False, description="decode the pictures of a batch one by one, for less memory")
     cpu_offload: bool = Field(False, description="keep components in main memory, on the GPU only while they work")
     vae_tiling: bool = Field(False, description="encode and decode large pictures in tiles, for less memory")
