@@ -28,6 +28,7 @@ class BatchSpec:
         bucketed: In mode reproducible it runs at a fixed number of rows. The others run each call alone.
         per_latent: Positions of its input to one latent pixel.
         most_rows: More than so many rows in one forward gain nothing and cost memory.
+        remembers: What it gave for some token ids is kept, since it is likely asked the same again.
     """
 
     rows: str
@@ -38,9 +39,13 @@ class BatchSpec:
     bucketed: bool = False
     per_latent: int = 1
     most_rows: int = 1 << 30
+    remembers: bool = False
 
 
-# by class name; calls of any other module run one by one
+UNSHARED = BatchSpec(rows="")
+"""Calls run one by one."""
+
+# by class name; any other module is UNSHARED
 SPECS: dict[str, BatchSpec] = {
     "UNet2DConditionModel": BatchSpec(
         rows="sample",
@@ -52,9 +57,9 @@ SPECS: dict[str, BatchSpec] = {
     "ControlNetModel": BatchSpec(
         rows="sample", scalars=("timestep",), factors=("conditioning_scale",), prepares=True, bucketed=True
     ),
-    "CLIPTextModel": BatchSpec(rows="input_ids", prepares=True),
-    "CLIPTextModelWithProjection": BatchSpec(rows="input_ids", prepares=True),
-    "T5EncoderModel": BatchSpec(rows="input_ids", prepares=True),
+    "CLIPTextModel": BatchSpec(rows="input_ids", prepares=True, remembers=True),
+    "CLIPTextModelWithProjection": BatchSpec(rows="input_ids", prepares=True, remembers=True),
+    "T5EncoderModel": BatchSpec(rows="input_ids", prepares=True, remembers=True),
     "Encoder": BatchSpec(rows="sample", prepares=True, per_latent=64, most_rows=4),
     "Decoder": BatchSpec(rows="sample", most_rows=4),
 }

@@ -164,7 +164,7 @@ class Engine:
         for run in begin:
             self._queue.remove(run)
             self._begun += 1
-            run.greenlet = RunGreenlet(run.call, run.controlnet_scales)
+            run.greenlet = RunGreenlet(run.call, run)
             _told(run.began, self._seconds_of(run))
             self._resume(run)
         self._tell_places(news=True)

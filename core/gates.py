@@ -6,27 +6,48 @@ from anywhere but a run (a test, a plain pipeline, a worker thread) the gate is 
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from .batching import SPECS, Batcher, BatchSpec, Parts, nothing
+from .adapters import Weighted
+from .batching import SPECS, UNSHARED, Batcher, BatchSpec, Parts, nothing
+from .remembered import Remembered
+from .requests import Mode
+
+REMEMBERED_BYTES = 128 << 20  # of one text encoder: 500 prompts of Stable Diffusion 1.5, 20 of SDXL's larger encoder
+
+
+class Asker(Protocol):
+    """What a gate may ask of the run whose call has come to it."""
+
+    @property
+    def mode(self) -> Mode: ...
+
+    @property
+    def adapters(self) -> Sequence[Weighted]: ...
+
+    @property
+    def controlnet_scales(self) -> Mapping[int, float]:
+        """Those that were changed while it runs, by the id of the ControlNet."""
 
 
 class RunGreenlet(greenlet):
     """The greenlet that one run's pipeline call lives in; its parent is the engine's loop.
 
-    `memory` keeps what a gate need not compute twice in one run; `controlnet_scales` has the scales that were changed
-    while it runs, by the id of the ControlNet.
+    `asker` is the run. `memory` keeps what a gate need not compute twice in one run.
     """
 
-    def __init__(self, run: Callable[[], Any], controlnet_scales: Mapping[int, float] = {}) -> None:
-        super().__init__(run)
+    def __init__(self, call: Callable[[], Any], asker: Asker) -> None:
+        super().__init__(call)
+        self.asker = asker
         self.memory: dict[Any, Any] = {}
-        self.controlnet_scales = controlnet_scales
 
 
 class Gate:
@@ -40,7 +61,7 @@ class Gate:
     def __init__(self, module: nn.Module, component: str = "") -> None:
         self.forward: Callable[..., Any] = module.forward
         self.component = component
-        self.spec = SPECS.get(type(module).__name__, BatchSpec(rows=""))
+        self.spec = SPECS.get(type(module).__name__, UNSHARED)
         self.batcher = Batcher(self.spec, self.forward) if self.spec.rows else None
         self._module = module
 
@@ -57,8 +78,12 @@ class Gate:
 
     def wait(self, run: RunGreenlet, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hand a run's call to the engine; what comes back is its output."""
+        return self.made(run, Waiting(self, args, kwargs))
+
+    def made(self, run: RunGreenlet, waiting: "Waiting") -> Any:
+        """Stop a run here until the engine has made its call."""
         assert run.parent is not None
-        return run.parent.switch(Waiting(self, args, kwargs))
+        return run.parent.switch(waiting)
 
 
 class ControlNetGate(Gate):
@@ -82,8 +107,9 @@ class ControlNetGate(Gate):
     def wait(self, run: RunGreenlet, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._signature.bind(*args, **kwargs).arguments
         sample, hint, as_tuple = call["sample"], call["controlnet_cond"], call.get("return_dict") is False
-        if call.get("conditioning_scale") and id(self._module) in run.controlnet_scales:  # 0: outside of its window
-            call["conditioning_scale"] = run.controlnet_scales[id(self._module)]
+        changed = run.asker.controlnet_scales.get(id(self._module))
+        if changed is not None and call.get("conditioning_scale"):  # 0: outside of its window
+            call["conditioning_scale"] = changed
         if as_tuple and call.get("conditioning_scale") == 0:
             return self._silence(sample)
         call = {name: self._cast(value) for name, value in call.items()}
@@ -131,15 +157,79 @@ class ControlNetGate(Gate):
         return [nothing(shape, sample) for shape in shapes], sample.new_zeros((rows, self._channels[-1], height, width))
 
 
-class Waiting:
-    """A call that waits at its gate."""
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """An output that a gate remembers, and whether it was computed alone, so that its bits depend on no neighbour."""
 
-    __slots__ = ("args", "gate", "kwargs", "parts")
+    output: Any
+    alone: bool
+
+    @property
+    def nbytes(self) -> int:
+        return sum(leaf.nbytes for leaf in pytree.tree_leaves(self.output) if isinstance(leaf, torch.Tensor))
+
+
+class RememberingGate(Gate):
+    """Spares a text encoder what it was asked before: the same ids and options, with the same adapters.
+
+    What was computed alone serves everyone, what was computed in a shared forward only runs in mode fast.
+    """
+
+    def __init__(self, module: nn.Module, component: str = "") -> None:
+        super().__init__(module, component)
+        self._remembered = Remembered(REMEMBERED_BYTES, lambda remark: remark.nbytes)
+
+    def wait(self, run: RunGreenlet, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        waiting = Waiting(self, args, kwargs)
+        adapters = self._mine(run)
+        asked = _ids_and_options(waiting.parts)
+        if asked is None:
+            return self.made(run, waiting)
+        known: Remark | None = self._remembered.find((asked, adapters))
+        if known is not None and (known.alone or run.asker.mode == "fast"):
+            return _copy(known.output)
+        output = self.made(run, waiting)
+        if self._mine(run) == adapters:  # else a weight was changed while the call waited
+            self._remembered.keep((asked, adapters), Remark(_copy(output), waiting.alone))
+        return output
+
+    def _mine(self, run: RunGreenlet) -> tuple[Any, ...]:
+        """The run's adapters that change this module, in their order, and their weights.
+
+        By weak reference, so that neither is an unloaded one kept, nor a new one in its place taken for it.
+        """
+        adapters = run.asker.adapters
+        return tuple((weakref.ref(adapter), weight) for adapter, weight in adapters if self.component in adapter.layers)
+
+
+def _ids_and_options(parts: Parts | None) -> Any:
+    """All that a call depends on, as a key; None where it holds more than ids, masks and plain values."""
+    if parts is None:
+        return None
+    values = []
+    for leaves in parts.leaves.values():
+        for leaf in leaves:
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+                return None
+            values.append(leaf.cpu().numpy().tobytes() if isinstance(leaf, torch.Tensor) else leaf)
+    return parts.rows, parts.key, tuple(values)
+
+
+def _copy(output: Any) -> Any:
+    """The output in tensors of its own: not of the forward that it shared, nor of whoever else was given it."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, output)
+
+
+class Waiting:
+    """A call that waits at its gate. `alone` tells afterwards whether it ran as it came."""
+
+    __slots__ = ("alone", "args", "gate", "kwargs", "parts")
 
     def __init__(self, gate: Gate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.gate = gate
         self.args = args
         self.kwargs = kwargs
+        self.alone = False
         self.parts: Parts | None = gate.batcher.take_apart(args, kwargs) if gate.batcher else None
 
     @property
@@ -148,15 +238,26 @@ class Waiting:
 
     def run(self) -> Any:
         """The call as it came."""
+        self.alone = True
         return self.gate.forward(*self.args, **self.kwargs)
+
+
+def ungated(module: nn.Module) -> Callable[..., Any]:
+    """A module's own forward, whether or not it has a gate."""
+    gate = getattr(module.forward, "__wrapped_gate__", None)
+    return gate.forward if isinstance(gate, Gate) else module.forward
 
 
 def install_gate(module: nn.Module, component: str = "") -> None:
     """Put a gate before the module's forward, once."""
     if isinstance(getattr(module.forward, "__wrapped_gate__", None), Gate):
         return
-    kind = ControlNetGate if type(module).__name__ == "ControlNetModel" else Gate
-    gate = kind(module, component)
+    if type(module).__name__ == "ControlNetModel":
+        gate: Gate = ControlNetGate(module, component)
+    elif SPECS.get(type(module).__name__, UNSHARED).remembers:
+        gate = RememberingGate(module, component)
+    else:
+        gate = Gate(module, component)
 
     @functools.wraps(gate.forward)  # keeps the signature, which pipelines inspect
     def forward(*args: Any, **kwargs: Any) -> Any:

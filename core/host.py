@@ -43,6 +43,10 @@ log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
+DEFAULT_ROWS = 32  # of a forward, until the knee is known
+MOST_ROWS = 64  # that the knee may have
+MEASURING_S = 1.0
+
 CORE = "latentwire"  # owns what no plugin brought
 
 
@@ -74,7 +78,7 @@ class Host:
         self.store = ModelStore(local_models(settings.models), self.device, memory and memory << 20, self.state_changed)
         self.images = ImageStore(settings.limits.images_mib << 20)
         engine = settings.engine
-        self.engine = Engine(engine.max_batch_rows, engine.reproducible_rows, engine.max_running)
+        self.engine = Engine(engine.max_batch_rows or DEFAULT_ROWS, engine.reproducible_rows, engine.max_running)
         self.jobs = JobTable(settings.limits)
         self.slots = Slots()
         self.runner = Runner(self)
@@ -177,7 +181,13 @@ class Host:
     def warm_up(self) -> None:
         """Load the default model and run two steps through it, so that the first client waits for nothing."""
         begin = time.monotonic()
-        self.runner.rehearse(self.runner.build_for(GenerateRequest(prompt="")), self._log_load)
+        build = self.runner.build_for(GenerateRequest(prompt=""))
+        self.runner.rehearse(build, self._log_load)
+        wanted = self.settings.engine.max_batch_rows
+        pace = self.runner.measure(build, wanted or MOST_ROWS, MEASURING_S)
+        if pace is not None:
+            self.engine.policy.learn(pace, wanted)
+            log.info("up to %d rows share a forward", self.engine.policy.most_rows)
         self.ready = True
         log.info("model %s is ready after %.1f s", self.settings.defaults.model, time.monotonic() - begin)
 

@@ -340,7 +340,9 @@ class ModelStore:
         try:
             component = _read_component(card, name, kept)
             if isinstance(component, torch.nn.Module):
-                to_device(component, torch.device("cpu") if settings.cpu_offload else self._device, kept)
+                convolves = name in (card.row.denoiser, "vae")
+                place = torch.device("cpu") if settings.cpu_offload else self._device
+                to_device(component, place, kept, settings.channels_last and convolves)
             if upcast:
                 keep_upcast(component)
         except Exception as error:
@@ -370,7 +372,7 @@ class ModelStore:
                 return replace(loaded, value=value.to(self._device, getattr(torch, dtype)))
             if not isinstance(value, torch.nn.Module):
                 raise TypeError(f"it is a {type(value).__name__}, no module or adapter")
-            to_device(value, self._device, dtype)
+            to_device(value, self._device, dtype, self._models[brought.model].channels_last)
             install_gate(value, brought.kind)
 
             def put_away() -> None:
@@ -462,9 +464,11 @@ def _read_component(card: ModelCard, name: str, dtype: str) -> Any:
     return read_module(kind, folder)
 
 
-def to_device(module: torch.nn.Module, device: torch.device, dtype: str) -> None:
+def to_device(module: torch.nn.Module, device: torch.device, dtype: str, channels_last: bool = False) -> None:
     """Make a module ready to be shared; diffusers' own `to` would warn of some dtypes."""
     torch.nn.Module.to(module, device=device, dtype=getattr(torch, dtype))
+    if channels_last:
+        torch.nn.Module.to(module, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch omits it
     module.eval().requires_grad_(False)
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from heapq import heapify, heapreplace
 from typing import get_args
 
+from .pace import Pace
 from .requests import Priority
 from .run import Run
 
@@ -53,6 +54,15 @@ class Policy:
         self._forwards = 0
         self._preparations = 0
         self._served: dict[str, int] = {}  # client -> the last forward that it had a part in
+
+    def learn(self, pace: Pace, most_rows: int | None) -> None:
+        """Go by a measured pace from now on; from any thread.
+
+        Args:
+            most_rows: What the settings say; None: the knee.
+        """
+        self.seconds = pace.seconds
+        self.most_rows = most_rows or pace.knee or self.most_rows
 
     def to_begin(self, queue: Sequence[Run], running: Collection[Run]) -> list[Run]:
         """The queued runs that begin now."""

@@ -4,6 +4,7 @@ Preparing and finishing happen in worker threads; only the pipeline calls are on
 """
 
 import inspect
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from time import monotonic
@@ -19,6 +20,7 @@ from .hookspecs import BuildContext, CallContext, EncodedContext, ImageContext
 from .images import describe_in_png, encode, to_picture, to_tensor
 from .jobs import Job
 from .model_store import Lease, ModelCard, Progress
+from .pace import Pace, measure_denoiser
 from .painter import Painter
 from .registry import nearest
 from .requests import GenerateRequest, Mode
@@ -88,18 +90,36 @@ class Runner:
         try:
             scheduler = self._registry.new_scheduler(build.scheduler, lease.card.scheduler_config)
             pipeline = _pipeline(build, lease, scheduler)
-            outcome: Future[None] = Future()
-
-            def done(_: Any, error: BaseException | None) -> None:
-                if error is None:
-                    outcome.set_result(None)
-                else:
-                    outcome.set_exception(error)
-
-            self._engine.submit(Run("fast", partial(pipeline, "", num_inference_steps=2, output_type="pt"), done))
-            outcome.result()
+            self._in_engine(partial(pipeline, "", num_inference_steps=2, output_type="pt"))
         finally:
             self._store.release(lease)
+
+    def measure(self, build: PipelineBuild, most_rows: int, budget_s: float) -> Pace | None:
+        """Time forwards of a build's denoiser over growing numbers of rows; blocks until done.
+
+        Raises:
+            Whatever a forward raises.
+        """
+        lease = self._store.lease(build)
+        try:
+            denoiser = lease.components[lease.card.row.denoiser]
+            pace: Pace | None = self._in_engine(partial(measure_denoiser, denoiser, lease.device, most_rows, budget_s))
+            return pace
+        finally:
+            self._store.release(lease)
+
+    def _in_engine(self, call: Callable[[], Any]) -> Any:
+        """What a call gives on the engine's thread; blocks until it has."""
+        outcome: Future[Any] = Future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if error is None:
+                outcome.set_result(result)
+            else:
+                outcome.set_exception(error)
+
+        self._engine.submit(Run("fast", call, done))
+        return outcome.result()
 
     def mode_for(self, request: GenerateRequest) -> Mode:
         return request.mode or self._settings.defaults.mode

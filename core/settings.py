@@ -49,7 +49,9 @@ class EngineSettings(Section):
     """The device and how many rows share a forward (with guidance, one picture has two rows)."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    max_batch_rows: int = Field(32, ge=1, le=512, description="most rows of one forward in mode fast")
+    max_batch_rows: int | None = Field(
+        None, ge=1, le=512, description="most rows of one forward in mode fast; None: measured at start"
+    )
     reproducible_rows: int = Field(8, ge=2, le=512, description="rows of every forward in mode reproducible")
     max_running: int | None = Field(
         None, ge=1, description="pictures that run at once, the others wait. None: as many as fill the largest batch"
@@ -97,6 +99,9 @@ class ModelSettings(Section):
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float32 on a CPU, float16 on a GPU"
+    )
+    channels_last: bool = Field(
+        False, description="denoiser, autoencoder and ControlNets in that memory format: faster or slower, other bits"
     )
     vae_slicing: bool = Field(False, description="decode the pictures of a batch one by one, for less memory")
     cpu_offload: bool = Field(False, description="keep components in main memory, on the GPU only while they work")
