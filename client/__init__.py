@@ -14,7 +14,8 @@ from ..core.events import (
     Step,
     Tensor,
 )
-from .connection import Connection, ConnectionLost, PluginEvent, RemoteError, Result, connect
+from .connection import Connection, MessagesLost, PluginEvent, RemoteError, Result, connect
+from .link import ConnectionLost
 from .sync import SyncConnection, connect_sync
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "JobEvent",
     "Latents",
     "Loading",
+    "MessagesLost",
     "Picture",
     "PluginEvent",
     "Preview",

@@ -6,21 +6,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any, Self
-from urllib.parse import urlsplit
-
-from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as connect_websocket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
-from websockets.typing import Subprotocol
 
 from ..core.events import EVENTS, Event, JobEvent, from_plain
-from ..server.codec import SUBPROTOCOL, decode_trusted, encode
+from ..server.codec import encode
 from .answers import Answers
+from .link import ConnectionLost, Link, open_link
 
 DEFAULT_URL = "ws://127.0.0.1:8000/ws"
-GREETING_TIMEOUT_S = 10.0
-LOOPBACK = {"127.0.0.1", "::1", "localhost"}  # a proxy from the environment is not for these
-MAX_FRAME = 256 << 20  # bytes; a picture or tensor comes in one frame
 
 
 class RemoteError(Exception):
@@ -33,8 +25,11 @@ class RemoteError(Exception):
         self.details = details
 
 
-class ConnectionLost(Exception):
-    """The host cannot be reached, or the connection broke."""
+class MessagesLost(ConnectionLost):
+    """The host had to give up messages that were for this client: it was away, or read too slowly, for too long.
+
+    Everything under way raises it, since nobody knows whose they were. Jobs go on: `call("jobs")` lists them.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +61,9 @@ class Result:
 class Connection:
     """A connected host; made by `connect`."""
 
-    def __init__(self, websocket: ClientConnection) -> None:
-        self.hello: dict[str, Any] = {}
-        self._websocket = websocket
+    def __init__(self, link: Link) -> None:
+        self.hello: dict[str, Any] = link.hello
+        self._link = link
         self._ids = itertools.count(1)
         self._answers: dict[int, Answers] = {}
         self._stops: dict[int, tuple[str, dict[str, Any]]] = {}  # what ends a command under way, once the host has said
@@ -80,7 +75,7 @@ class Connection:
 
         Raises:
             RemoteError: the host answered with an error.
-            ConnectionLost: the connection broke before the answer.
+            ConnectionLost: the connection broke before the answer, and could not be resumed.
         """
         result: dict[str, Any] = {}
         async for message in self._run(next(self._ids), command, params):
@@ -109,7 +104,8 @@ class Connection:
 
         Raises:
             RemoteError: the host refused the request, or the job failed or was cancelled.
-            ConnectionLost: the connection broke.
+            ConnectionLost: the connection broke and could not be resumed.
+            MessagesLost: events are missing; the job goes on.
         """
         stream: dict[str, Any] = {"steps": steps}
         for name, wanted in (("previews", previews), ("latents", latents)):
@@ -130,7 +126,8 @@ class Connection:
 
         Raises:
             RemoteError: the host answered with an error.
-            ConnectionLost: the connection broke.
+            ConnectionLost: the connection broke and could not be resumed.
+            MessagesLost: events may be missing.
         """
         async with aclosing(self._until_left(command, params)) as messages:
             async for message in messages:
@@ -168,6 +165,9 @@ class Connection:
                     raise RemoteError(message["code"], message["message"], message["details"])
                 if message["event"] == "lost":
                     raise ConnectionLost(message["reason"])
+                if message["event"] == "gap":
+                    first, last = message["from_seq"], message["to_seq"]
+                    raise MessagesLost(f"the host gave up messages {first} to {last}; `jobs` lists what still runs")
                 yield message
                 if message["event"] == "result":
                     return
@@ -181,37 +181,32 @@ class Connection:
         limit = self.hello["limits"]["message_bytes"]
         if len(frame) > limit:  # the host could not even tell whose message it was
             raise RemoteError("message_too_large", f"{command} has {len(frame)} bytes, the host's limit is {limit}", [])
-        with suppress(ConnectionClosed):  # `_listen` tells whoever waits
-            await self._websocket.send(frame)
+        await self._link.send(message_id, frame)
 
     async def _stop(self, stop: tuple[str, dict[str, Any]]) -> None:
         """End what its reader has left."""
         with suppress(ConnectionLost):  # then the host has ended it already
             await self._send(next(self._ids), *stop)
 
-    async def _listen(self, greeted: asyncio.Event) -> None:
-        """Hand each message to the command that it answers, until the connection ends."""
+    async def _listen(self) -> None:
+        """Hand each message to the command that it answers, until the connection is lost for good."""
+        lost = "this client has closed the connection"
         try:
-            async for frame in self._websocket:
-                if not isinstance(frame, str):
-                    await self._take(decode_trusted(frame))
-                    greeted.set()
-        except ConnectionClosed:
-            pass
+            async with aclosing(self._link.messages()) as messages:
+                async for message in messages:
+                    await self._take(message)
+        except ConnectionLost as error:
+            lost = str(error)
         except Exception as error:
-            self._lost = f"the host sent what this client cannot read: {type(error).__name__}: {error}"
+            lost = f"the host sent what this client cannot read: {type(error).__name__}: {error}"
         finally:
-            reason = self._websocket.close_reason or "the host closed the connection"
-            self._lost = self._lost or f"the connection is lost: {reason}"
+            self._lost = lost
             for answers in self._answers.values():
-                answers.put({"event": "lost", "reason": self._lost})
-            greeted.set()
+                answers.put({"event": "lost", "reason": lost})
 
     async def _take(self, message: dict[str, Any]) -> None:
         message_id, stop = message["id"], _stop_of(message)
-        if message["event"] == "hello":
-            self.hello = message
-        elif message_id in self._answers:
+        if message_id in self._answers:
             if stop is not None:
                 self._stops[message_id] = stop
             self._answers[message_id].put(message)
@@ -220,7 +215,7 @@ class Connection:
                 self._abandoned.discard(message_id)
             if stop is not None:
                 await self._stop(stop)
-        elif message_id is None:  # a frame of ours was refused before its id was known
+        elif message_id is None:  # a gap, or a frame of ours was refused before its id was known
             for answers in self._answers.values():
                 answers.put(message)
 
@@ -243,41 +238,24 @@ def _stop_of(message: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
 
 
 @asynccontextmanager
-async def connect(url: str = DEFAULT_URL, *, token: str | None = None) -> AsyncIterator[Connection]:
+async def connect(
+    url: str = DEFAULT_URL, *, token: str | None = None, resume: bool = True
+) -> AsyncIterator[Connection]:
     """Connect to a host: `async with latentwire.connect() as host: ...`.
+
+    Args:
+        token: If the host asks for one.
+        resume: Whether to connect again when the connection breaks, and go on with all that is under way. Nothing is
+            lost then, and nothing comes twice. The host waits for `hello["limits"]["resume_seconds"]`.
 
     Raises:
         ConnectionLost: nobody answers there, it is no latentwire host, or the token is wrong.
     """
-    websocket = await _open(url, token)
-    greeted = asyncio.Event()
-    connection = Connection(websocket)
-    listener = asyncio.create_task(connection._listen(greeted))
+    connection = Connection(await open_link(url, token, resume))
+    listener = asyncio.create_task(connection._listen())
     try:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(GREETING_TIMEOUT_S):
-                await greeted.wait()
-        if not connection.hello:
-            raise ConnectionLost(f"{url} does not greet as a latentwire host; {connection._lost or 'it is silent'}")
         yield connection
     finally:
-        await websocket.close()
-        await listener
-
-
-async def _open(url: str, token: str | None) -> ClientConnection:
-    try:
-        websocket = await connect_websocket(
-            url,
-            subprotocols=[Subprotocol(SUBPROTOCOL)],
-            additional_headers={"Authorization": f"Bearer {token}"} if token else {},
-            compression=None,
-            max_size=MAX_FRAME,
-            proxy=None if urlsplit(url).hostname in LOOPBACK else True,
-        )
-    except InvalidStatus as error:
-        reason = (error.response.body or b"").decode(errors="replace").strip()
-        raise ConnectionLost(f"{url} refuses the connection: {reason or error}") from error
-    except (OSError, InvalidHandshake, InvalidURI, ValueError) as error:
-        raise ConnectionLost(f"cannot connect to {url}: {error}; is `latentwire serve` running there?") from error
-    return websocket
+        await connection._link.close()
+        listener.cancel()
+        await asyncio.wait((listener,))

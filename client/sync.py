@@ -60,14 +60,14 @@ class SyncConnection:
 
 
 @contextmanager
-def connect_sync(url: str = DEFAULT_URL, *, token: str | None = None) -> Iterator[SyncConnection]:
+def connect_sync(url: str = DEFAULT_URL, *, token: str | None = None, resume: bool = True) -> Iterator[SyncConnection]:
     """Connect to a host: `with latentwire.connect_sync() as host: ...`. See `connect`."""
     connected: Future[SyncConnection] = Future()
     leaving = asyncio.Event()
 
     async def stay() -> None:
         try:
-            async with connect(url, token=token) as connection:
+            async with connect(url, token=token, resume=resume) as connection:
                 if connected.cancelled():
                     return
                 connected.set_result(SyncConnection(asyncio.get_running_loop(), connection))

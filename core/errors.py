@@ -6,7 +6,7 @@
     │   ├── MessageTooLarge         message_too_large       a frame is over the host's limit
     │   ├── UnknownCommand          unknown_command         nobody answers to the command's name
     │   ├── InvalidParams           invalid_params          params do not fit the command's model
-    │   └── DuplicateId             duplicate_id            the id is still in use on this connection
+    │   └── DuplicateId             duplicate_id            the id is still in use in this session
     ├── SettingsError               bad_settings            plugins.toml, environment or command line are wrong
     ├── PluginError                 plugin_failed           a plugin raised; names the plugin and the hook
     ├── UnknownSubscription         unknown_subscription    the caller has no such subscription
@@ -80,7 +80,7 @@ class InvalidParams(MessageError):
 
 
 class DuplicateId(MessageError):
-    """The id is still in use on this connection."""
+    """The id is still in use in this session."""
 
     code = "duplicate_id"
 
@@ -139,6 +139,12 @@ class UnknownSubscription(LatentwireError):
     """The caller has no such subscription."""
 
     code = "unknown_subscription"
+
+
+class UnknownSession(LatentwireError):
+    """No session has the token, or no longer."""
+
+    code = "unknown_session"
 
 
 class UnknownImage(LatentwireError):

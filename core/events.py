@@ -42,7 +42,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Subscribed(Event):
-    """A subscription has begun; its command runs until `unsubscribe` names this id, or the connection ends."""
+    """A subscription has begun; its command runs until `unsubscribe` names this id, or the session ends."""
 
     name: ClassVar[str] = "subscribed"
 

@@ -243,4 +243,4 @@ class HookSpecs:
 
     @hookspec
     def client_left(self, context: ClientContext) -> None:
-        """Once a connection, after its end (main thread: do not block); forget what was kept for the client."""
+        """Once a session, after its end (main thread: do not block); forget what was kept for the client."""

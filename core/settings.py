@@ -43,6 +43,9 @@ class ServerSettings(Section):
         [], description="pages of other sites that may connect, such as https://example.org; they get CORS headers"
     )
     max_message_bytes: int = Field(1 << 20, ge=1024, le=4 << 20, description="a larger frame is refused")
+    resume_grace_s: int = Field(
+        120, ge=0, le=86_400, description="so long a session is kept once its connection is lost; 0: not at all"
+    )
 
 
 class EngineSettings(Section):

@@ -18,9 +18,10 @@ from ..core.errors import LatentwireError
 from ..core.host import Host
 from .auth import refusal
 from .codec import SUBPROTOCOL
+from .connection import Connection
 from .page import page
 from .plugin_routes import plugin_routes
-from .session import Session
+from .sessions import Sessions
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +31,15 @@ DOCS = Path(__file__).parents[1] / "docs"
 def create_app(host: Host) -> Starlette:
     """The app of one host; it loads the default model when it starts and closes the host when it ends."""
 
+    sessions = Sessions(host)
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        sessions.begin()
         warming = asyncio.create_task(_warm_up(host))
         yield
         warming.cancel()
+        await sessions.close()
         await asyncio.to_thread(host.close)
 
     async def websocket(websocket: WebSocket) -> None:
@@ -43,7 +48,7 @@ def create_app(host: Host) -> Starlette:
             await websocket.send_denial_response(refused)
             return
         await websocket.accept(SUBPROTOCOL if websocket.scope.get("subprotocols") else None)
-        await Session(host, websocket).serve()
+        await Connection(host, sessions, websocket).serve()
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok", "version": __version__})

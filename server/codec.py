@@ -1,5 +1,6 @@
 """The wire's format: one msgpack map a frame. This module alone knows msgpack; server and client share it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -17,6 +18,30 @@ def encode(message: dict[str, Any]) -> bytes:
     """A message as a frame."""
     frame: bytes = msgpack.packb(message)
     return frame
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The entries of a map without the map's own header: what is the same in several messages."""
+
+    entries: int
+    data: memoryview
+
+
+def pack(values: dict[str, Any]) -> Packed:
+    """A map as what `join` puts into messages."""
+    header = len(_packer.pack_map_header(len(values)))
+    return Packed(len(values), memoryview(encode(values))[header:])
+
+
+def join(message_id: int | str | None, body: Packed, seq: int) -> list[bytes | memoryview]:
+    """A message as a frame in parts: its id, the body, its number."""
+    head: bytes = _packer.pack_map_header(body.entries + 2)
+    return [head, _ID, msgpack.packb(message_id), body.data, _SEQ, msgpack.packb(seq)]
+
+
+_packer = msgpack.Packer()
+_ID, _SEQ = msgpack.packb("id"), msgpack.packb("seq")
 
 
 def decode(frame: bytes) -> dict[Any, Any]:

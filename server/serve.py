@@ -20,6 +20,7 @@ from .. import __version__
 from ..core.errors import LatentwireError, SettingsError
 from ..core.settings import ServerSettings, Settings, load_settings
 from .auth import is_loopback
+from .websocket import HostWebSocket
 
 if TYPE_CHECKING:
     from ..core.host import Host
@@ -49,8 +50,9 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         port=0,
-        ws="websockets-sansio",
+        ws=HostWebSocket,
         ws_max_size=HARD_LIMIT,
+        ws_ping_interval=None,  # see `watch`
         ws_per_message_deflate=False,  # pictures are compressed already
         timeout_graceful_shutdown=5,
         log_config=None,

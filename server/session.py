@@ -1,173 +1,198 @@
-"""One client's connection: frames in, commands dispatched, messages out."""
+"""One client: its commands under way, and what it is told, by whichever connection it comes."""
 
 import asyncio
 import logging
 import secrets
-from contextlib import suppress
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
-
-from .. import __version__
 from ..core.errors import (
     BadMessage,
     DuplicateId,
-    InternalError,
     LatentwireError,
     MessageError,
     MessageTooLarge,
     TooManyJobs,
 )
-from ..core.events import Event, to_plain
+from ..core.events import Event, JobEvent
 from ..core.host import Host
 from . import codec
-from .outbox import Outbox
+from .message import Body, Message, MessageId, error_values
+from .outbox import AWAY, CONNECTED, Outbox
+from .post import Post
+from .websocket import HostWebSocket
 
 log = logging.getLogger(__name__)
 
 MAX_ID_LENGTH = 64
-MAX_COMMANDS = 256  # under way at once on one connection
-SEND_TIMEOUT_S = 60.0  # for one message; the client's machine may be gone without a word
-CLOSE_TIMEOUT_S = 1.0
-TRY_AGAIN_LATER = 1013  # WebSocket close code
+MAX_COMMANDS = 256  # under way at once in one session
+MAX_AT_ONCE = 100  # messages sent before others have their turn
 
-MessageId = int | str
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asks for: a command that has yet to be validated."""
+
+    id: MessageId
+    command: str
+    params: dict[str, Any]
 
 
 class Session:
-    """Serves one accepted WebSocket."""
+    """A client's side of the host, from its first connection until it says goodbye or stays away.
 
-    def __init__(self, host: Host, websocket: WebSocket) -> None:
-        self._host = host
-        self._websocket = websocket
-        self._outbox = Outbox()
-        self._commands: dict[MessageId, asyncio.Task[None]] = {}
+    Attributes:
+        client: Its public id, and whose jobs are whose.
+        token: Who has it may take the session up again.
+        socket: Its connection's; None while it is away.
+        received: How many messages of its client it has taken.
+    """
+
+    def __init__(self, host: Host, post: Post) -> None:
         self.client = secrets.token_hex(8)
+        self.token = f"{self.client}.{secrets.token_urlsafe(24)}"
+        self.outbox = Outbox()
+        self.socket: HostWebSocket | None = None
+        self.received = 0
+        self._host = host
+        self._post = post
+        self._commands: dict[MessageId, Command] = {}
 
-    async def serve(self) -> None:
-        """Until the client goes, or reads too slowly; then its jobs are cancelled."""
-        self._outbox.put(self._hello())
-        sender = asyncio.create_task(self._send())
-        receiver = asyncio.create_task(self._receive())
-        overflow = asyncio.create_task(self._outbox.overflow.wait())
+    def attach(self, websocket: HostWebSocket) -> None:
+        """Go on over this connection; `pump` sends."""
+        self.socket = websocket
+        self.outbox.bound = CONNECTED
+        websocket.on_room = self.pump
+
+    def detach(self) -> None:
+        """Go on without a connection."""
+        if self.socket is not None:
+            self.socket.on_room = None
+            self.socket = None
+            self.outbox.bound = AWAY
+            self.outbox.make_room()
+
+    def pump(self) -> None:
+        """Send what the client takes; the rest waits here, where a newer preview takes an older one's place."""
+        for _ in range(MAX_AT_ONCE):
+            if self.socket is None or not self.socket.has_room:
+                return
+            message = self.outbox.next()
+            if message is None:
+                return
+            self.socket.write_message(message.frame())
+        asyncio.get_running_loop().call_soon(self.pump)
+
+    def read(self, frame: bytes | None) -> Request | None:
+        """What a frame asks for; None where its error is the answer, with its id as soon as that is known."""
         try:
-            await asyncio.wait((sender, receiver, overflow), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            tasks = [sender, receiver, overflow, *self._commands.values()]
-            for task in tasks:
-                task.cancel()
-            for end in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(end, Exception):
-                    log.error("client %s: %s", self.client, end, exc_info=end)
+            message = self._decode(frame)
+            message_id = self._id_of(message)
+        except MessageError as error:
+            self.fail(None, error)
+            return None
+        try:
+            if len(self._commands) >= MAX_COMMANDS:
+                raise TooManyJobs(f"this client has {MAX_COMMANDS} unfinished commands, the limit; wait for one")
+            codec.check(message)
+            return Request(message_id, *_command_of(message))
+        except (MessageError, TooManyJobs) as error:
+            self.fail(message_id, error)
+            return None
+
+    def run(self, request: Request) -> None:
+        """Begin a command."""
+        command = Command(self, request.id, request.command)
+        command.task = asyncio.create_task(self._run(command, request.params))
+        self._commands[request.id] = command
+
+    def fail(self, message_id: MessageId | None, error: LatentwireError) -> None:
+        """Answer with an error."""
+        self._tell(Message(message_id, Body(error_values(error))))
+
+    async def end(self) -> None:
+        """Cancel what is under way, and let plugins forget the client."""
+        self.detach()
+        tasks = [command.task for command in self._commands.values() if command.task is not None]
+        for task in tasks:
+            task.cancel()
+        for end in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(end, Exception):
+                log.error("client %s: %s", self.client, end, exc_info=end)
         self._host.client_left(self.client)
-        if self._outbox.overflow.is_set():
-            log.warning("client %s reads too slowly; its connection is closed", self.client)
-            with suppress(Exception):
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):  # it may not even have room for the close frame
-                    await self._websocket.close(TRY_AGAIN_LATER, "this client reads too slowly")
 
-    def _hello(self) -> dict[str, Any]:
-        limits = self._host.settings.limits
-        return {
-            "id": None,
-            "event": "hello",
-            "protocol": codec.SUBPROTOCOL,
-            "host": __version__,
-            "session": self.client,
-            "limits": {
-                "message_bytes": self._host.settings.server.max_message_bytes,
-                "jobs": limits.jobs_per_client,
-                "pixels": limits.pixels,
-            },
-        }
+    async def _run(self, command: "Command", params: dict[str, Any]) -> None:
+        """One command from its start to its one result or error."""
+        try:
+            result = await self._host.dispatch(command.name, params, self.client, partial(self._post.send, command))
+        except LatentwireError as error:  # `dispatch` raises nothing else
+            self._post.deliver()  # what the command has told before
+            if not getattr(error, "keeps_previews", False):
+                self.outbox.drop(command.id, command.keys)
+            self.fail(command.id, error)
+        else:
+            self._post.deliver()
+            self._tell(Message(command.id, Body({"event": "result", "result": result})))
+        finally:
+            command.over = True
+            del self._commands[command.id]
 
-    async def _send(self) -> None:
-        while True:
-            frame = _encode(await self._outbox.take())
-            try:
-                async with asyncio.timeout(SEND_TIMEOUT_S):
-                    await self._websocket.send_bytes(frame)
-            except TimeoutError:
-                log.warning("client %s took nothing for %g s; it is given up", self.client, SEND_TIMEOUT_S)
-                return
-            except (WebSocketDisconnect, RuntimeError):  # the latter: the server has sent the close frame itself
-                return
+    def _tell(self, message: Message) -> None:
+        self.outbox.put(message)
+        self.pump()
 
-    async def _receive(self) -> None:
-        while True:
-            message = await self._websocket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            try:
-                self._take(message.get("bytes"))
-            except MessageError as error:
-                self._fail(None, error)
-            await asyncio.sleep(0)  # a flood of small frames must not hold up the other clients
-
-    def _take(self, frame: bytes | None) -> None:
-        """Begin the command of one frame; its errors carry its id as soon as that is known."""
+    def _decode(self, frame: bytes | None) -> dict[Any, Any]:
         limit = self._host.settings.server.max_message_bytes
         if frame is None:
             raise BadMessage("got a text frame, wanted a binary one with a msgpack map")
         if len(frame) > limit:
             raise MessageTooLarge(f"the frame has {len(frame)} bytes, the limit is {limit}")
-        message = codec.decode(frame)
+        return codec.decode(frame)
+
+    def _id_of(self, message: dict[Any, Any]) -> MessageId:
         message_id = message.get("id")
         if isinstance(message_id, bool) or not isinstance(message_id, int | str) or _too_long(message_id):
             raise BadMessage(f"id must be a number or a text of 1 to {MAX_ID_LENGTH} letters, got {message_id!r:.80}")
         if message_id in self._commands:  # not answered under that id: the older command has its own end to come
-            raise DuplicateId(f"id {message_id!r} is still in use on this connection; choose another")
-        try:
-            if len(self._commands) >= MAX_COMMANDS:
-                raise TooManyJobs(f"this connection has {MAX_COMMANDS} unfinished commands, the limit; wait for one")
-            codec.check(message)
-            command, params = _command_of(message)
-        except (MessageError, TooManyJobs) as error:
-            self._fail(message_id, error)
+            raise DuplicateId(f"id {message_id!r} is still in use by this client; choose another")
+        return message_id
+
+
+class Command:
+    """A command under way.
+
+    Attributes:
+        keys: Of the latest-wins messages that it has told so far.
+        over: Its end has been told.
+    """
+
+    __slots__ = ("id", "keys", "name", "over", "session", "task")
+
+    def __init__(self, session: Session, message_id: MessageId, name: str) -> None:
+        self.session = session
+        self.id = message_id
+        self.name = name
+        self.keys: set[Hashable] = set()
+        self.over = False
+        self.task: asyncio.Task[None] | None = None
+
+    def tell(self, event: Event, body: Body) -> None:
+        """Put an event into the session's outbox, unless it comes too late."""
+        if self.over:
             return
-        task = asyncio.create_task(self._run(message_id, command, params))
-        self._commands[message_id] = task
-
-    async def _run(self, message_id: MessageId, command: str, params: dict[str, Any]) -> None:
-        """One command from its start to its one result or error."""
-
-        def emit(event: Event) -> None:
-            message = {"id": message_id, "event": event.name, **to_plain(event)}
-            key = (message_id, event.name, getattr(event, "index", None)) if event.latest_wins else None
-            self._outbox.put(message, latest_of=key)
-
-        try:
-            result = await self._host.dispatch(command, params, self.client, emit)
-        except LatentwireError as error:  # `dispatch` raises nothing else
-            self._fail(message_id, error)
-        else:
-            self._outbox.put({"id": message_id, "event": "result", "result": result})
-        finally:
-            del self._commands[message_id]
-
-    def _fail(self, message_id: MessageId | None, error: LatentwireError) -> None:
-        self._outbox.put(_error(message_id, error))
-
-
-def _encode(message: dict[str, Any]) -> bytes:
-    """A message as a frame; where a plugin put something into it that msgpack cannot hold, an error in its place."""
-    try:
-        return codec.encode(message)
-    except Exception as error:
-        log.exception("a message cannot be sent")
-        text = f"the {message['event']} of this command cannot be sent: {type(error).__name__}: {error}"
-        return codec.encode(_error(message["id"], InternalError(text)) | {"seq": message["seq"]})
-
-
-def _error(message_id: MessageId | None, error: LatentwireError) -> dict[str, Any]:
-    return {
-        "id": message_id,
-        "event": "error",
-        "code": error.code,
-        "message": error.message,
-        "details": error.details,
-        **error.about,
-    }
+        key: Hashable = None
+        revision: int | None = None
+        if event.latest_wins:
+            slot = event.slot if isinstance(event, JobEvent) else None
+            if isinstance(event, JobEvent) and slot is not None:
+                revision = event.revision
+            # another revision of a slot is another command; but who watches others' jobs may meet two slots of a name
+            scope = self.id if slot is None or self.name != "generate" else None
+            key = (scope, slot, event.name, getattr(event, "index", None))
+            self.keys.add(key)
+        self.session.outbox.put(Message(self.id, body, key, revision))
 
 
 def _too_long(message_id: MessageId) -> bool:

@@ -320,7 +320,7 @@ async def test_whoever_greets_wrongly_is_no_host(frame: bytes | None, reason: st
 
 @in_loop
 async def test_whoever_is_silent_is_no_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentwire.client.connection.GREETING_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("latentwire.client.link.GREETING_TIMEOUT_S", 0.05)
     async with false_host(ServerConnection.wait_closed) as url:
         with pytest.raises(ConnectionLost, match="it is silent"):
             async with connect(url):

@@ -25,7 +25,9 @@ from latentwire.core.events import EVENTS, to_plain
 from latentwire.core.requests import GenerateRequest, Mode
 from latentwire.core.schedulers import DIFFUSERS
 from latentwire.core.settings import Settings
-from latentwire.server import codec, outbox, serve, session
+from latentwire.server import codec, outbox, serve, session, sessions, websocket
+from latentwire.server.app import create_app
+from latentwire.server.message import Body, Message
 
 from .conftest import Served, serving
 from .pages import PAGES, blocks, defaults_of, json_default, paths_of, section, subheadings, table
@@ -39,8 +41,8 @@ JOB_EVENTS = [message for message in MESSAGES if message.get("event") in EVENTS]
 
 
 # commands that need more than to be sent: see the tests below
-APART = ("generate", "cancel", "pipeline.subscribe", "unsubscribe", "images.put", "jobs.watch", "jobs.pause",
-         "jobs.resume", "jobs.update")  # fmt: skip
+APART = ("generate", "cancel", "pipeline.subscribe", "unsubscribe", "images.put", "session.resume", "jobs.watch",
+         "jobs.pause", "jobs.resume", "jobs.update")  # fmt: skip
 
 
 def talk(url: str, *messages: dict[str, Any]) -> list[dict[str, Any]]:
@@ -92,11 +94,12 @@ def with_token() -> Iterator[Served]:
 
 
 def test_every_example_is_a_message_of_a_known_kind() -> None:
-    answers = {"hello", "result", "error", *EVENTS}
+    answers = {"hello", "result", "error", "gap", *EVENTS}
     assert [message for message in MESSAGES if "command" not in message and message["event"] not in answers] == []
 
 
 def test_the_commands_documented_are_those_of_the_host(host: Host) -> None:
+    create_app(host)  # brings those that are about connections
     assert subheadings(section(PAGES["protocol"], "Commands")) == [*dict.fromkeys(m["command"] for m in COMMANDS[1:])]
     own = {name for name, entry in host.registry.commands.items() if entry.plugin == "latentwire"}
     assert {message["command"] for message in COMMANDS} == own
@@ -104,6 +107,7 @@ def test_the_commands_documented_are_those_of_the_host(host: Host) -> None:
 
 @pytest.mark.parametrize("message", COMMANDS, ids=lambda message: message["command"])
 def test_command_examples_are_valid(host: Host, message: dict[str, Any]) -> None:
+    create_app(host)
     assert message.keys() == {"id", "command", "params"}
     host.registry.commands[message["command"]].params.model_validate(with_bytes(message["params"]))
 
@@ -173,12 +177,16 @@ def test_the_limits_documented_are_those_of_the_program() -> None:
         f"`limits.pixels`, {math.isqrt(limits.pixels)} x {math.isqrt(limits.pixels)}",
         f"`limits.input_pixels`, {math.isqrt(limits.input_pixels)} x {math.isqrt(limits.input_pixels)}",
         f"`limits.images_mib`, {limits.images_mib} MiB",
-        f"{outbox.MAX_WAITING:,} messages",
-        f"{outbox.MAX_WAITING_BYTES >> 20} MiB of pictures",
-        f"{session.SEND_TIMEOUT_S:g} seconds",
+        *(f"{bound.messages:,} messages, or {bound.size >> 20} MiB" for bound in (outbox.CONNECTED, outbox.AWAY)),
+        f"{outbox.SENT.messages:,} messages, or {outbox.SENT.size >> 20} MiB",
+        f"more waits | {websocket.STUCK_S:g} seconds",
+        f"`server.resume_grace_s`, {server.resume_grace_s} seconds",
+        f"{sessions.MAX_AWAY:,} sessions, or {sessions.MAX_AWAY_SIZE >> 20} MiB",
         f"subscriptions included | {session.MAX_COMMANDS} |",
     ):
         assert wanted in text
+    for code in (websocket.NO_ANSWER, sessions.RESUMED_ELSEWHERE):
+        assert f"\n| {code} | " in section(PAGES["protocol"], "How a connection ends")
     assert f"in up to {commands.MAX_DETAILS} places" in PAGES["protocol"]
     assert f"1 to {session.MAX_ID_LENGTH} letters" in PAGES["protocol"]
 
@@ -261,6 +269,36 @@ def test_a_real_subscription_looks_as_documented(served: Served) -> None:
         subscribe["id"]: params,
         unsubscribe["id"]: params,
     }
+
+
+def test_a_real_resumption_looks_as_documented(served: Served) -> None:
+    (example,) = (message for message in COMMANDS if message["command"] == "session.resume")
+    assert example["params"]["token"] == MESSAGES[0]["resume"]
+
+    def open_socket() -> Any:
+        return connect(served.url, subprotocols=[Subprotocol(codec.SUBPROTOCOL)], max_size=None)
+
+    with open_socket() as lost:
+        hello = codec.decode_trusted(lost.recv())
+        lost.close(1001)
+    with open_socket() as back:
+        back.recv()
+        back.send(codec.encode(example | {"params": {"token": hello["resume"], "seq": 1}}))
+        got = codec.decode_trusted(back.recv())
+    (documented,) = (message for message in MESSAGES if message.get("event") == "result" and message["id"] == 15)
+    assert_same_shape(documented, got, "session.resume")
+    assert (got["seq"], documented["seq"]) == (1, example["params"]["seq"])
+
+
+def test_a_real_gap_looks_as_documented() -> None:
+    (example,) = (message for message in MESSAGES if message.get("event") == "gap")
+    box = outbox.Outbox()
+    box.bound = outbox.Bound(1, 1)
+    for _ in range(2):
+        box.put(Message(1, Body({"event": "step"})))
+    sent = box.next()
+    assert sent is not None
+    assert_same_shape(example, codec.decode_trusted(b"".join(sent.frame())), "gap")
 
 
 def test_a_real_upload_looks_as_documented(served: Served) -> None:

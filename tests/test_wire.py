@@ -17,7 +17,7 @@ from websockets.typing import Origin, Subprotocol
 
 import latentwire
 
-from .conftest import Served, wait_for
+from .conftest import Served, serving, wait_for
 from .wire import LONG, SMALL, SUBPROTOCOL, in_loop, wire
 
 
@@ -37,7 +37,9 @@ async def test_the_host_greets_first_and_seq_has_no_gap(served: Served) -> None:
             "host": latentwire.__version__,
             "seq": 1,
         }
-        assert hello["limits"] == {"message_bytes": 1 << 20, "jobs": 32, "pixels": 2048 * 2048}
+        assert hello["limits"] == {
+            "message_bytes": 1 << 20, "jobs": 32, "pixels": 2048 * 2048, "resume_seconds": 120
+        }  # fmt: skip
         await client.send("a", "generate", **SMALL)
         assert [message["seq"] for message in await client.all_of("a")] == list(range(2, 9))
 
@@ -299,7 +301,7 @@ async def test_a_client_that_goes_away_leaves_no_job_behind(served: Served) -> N
 
 
 @in_loop
-async def test_clients_that_come_and_go_while_generating_leave_nothing_behind(served: Served) -> None:
+async def test_clients_that_come_and_go_while_generating_leave_nothing_behind() -> None:
     async def visit(number: int) -> None:
         async with wire(served.url) as client:
             await client.send(1, "generate", **LONG | {"stream": {"previews": {}, "latents": {}}})
@@ -308,12 +310,13 @@ async def test_clients_that_come_and_go_while_generating_leave_nothing_behind(se
             if number % 2:
                 client.socket.transport.abort()
 
-    for _ in range(3):
-        await asyncio.gather(*(visit(number) for number in range(6)))
-    await asyncio.to_thread(wait_for, lambda: not served.host.jobs.all(), "the jobs to be cancelled")
-    async with wire(served.url) as client:
-        await client.send(1, "generate", **SMALL)
-        assert (await client.all_of(1))[-1]["event"] == "result"
+    with serving(server={"resume_grace_s": 0}) as served:
+        for _ in range(3):
+            await asyncio.gather(*(visit(number) for number in range(6)))
+        await asyncio.to_thread(wait_for, lambda: not served.host.jobs.all(), "the jobs to be cancelled")
+        async with wire(served.url) as client:
+            await client.send(1, "generate", **SMALL)
+            assert (await client.all_of(1))[-1]["event"] == "result"
 
 
 @in_loop

@@ -85,4 +85,7 @@ async def wire(url: str) -> AsyncIterator[Wire]:
     """Connect; leaving closes the connection."""
     async with connect(url, subprotocols=[SUBPROTOCOL], max_size=None, compression=None, proxy=None) as socket:
         hello: dict[str, Any] = msgpack.unpackb(await socket.recv(decode=False))
-        yield Wire(socket, hello)
+        try:
+            yield Wire(socket, hello)
+        finally:
+            await socket.close()  # in good order even where a test has failed, or the session would be kept

@@ -1,0 +1,65 @@
+"""A line between client and host that a test can cut."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+
+class Relay:
+    """Passes bytes on in both directions.
+
+    Attributes:
+        url: For clients, in place of the host's.
+        down: Whether new connections are refused, too.
+        connections: How many there have been.
+    """
+
+    def __init__(self, url: str) -> None:
+        host, _, port = url.removeprefix("ws://").removesuffix("/ws").partition(":")
+        self._to = host, int(port)
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.url = ""
+        self.down = False
+        self.connections = 0
+
+    def cut(self) -> None:
+        """End all connections, and lose what is on its way."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.down:
+            writer.transport.abort()
+            return
+        self.connections += 1
+        to_reader, to_writer = await asyncio.open_connection(*self._to)
+        both = {writer, to_writer}
+        self._writers |= both
+        try:
+            await asyncio.gather(self._pass(reader, to_writer), self._pass(to_reader, writer))
+        finally:
+            self._writers -= both
+            for end in both:
+                end.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort() if writer.is_closing() else writer.close()
+
+
+@asynccontextmanager
+async def relay(url: str) -> AsyncIterator[Relay]:
+    """A line to the host at `url`."""
+    line = Relay(url)
+    server = await asyncio.start_server(line.take, "127.0.0.1", 0)
+    try:
+        port = server.sockets[0].getsockname()[1]
+        line.url = f"ws://127.0.0.1:{port}/ws"
+        yield line
+    finally:
+        server.close()
+        line.cut()
+        await asyncio.sleep(0.05)  # their tasks end
