@@ -26,10 +26,16 @@ format: $(VENV)/dev.done
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# in short forms, some ten minutes; docs/performance.md has the long ones
 bench: $(VENV)/serve.done
-	$(BIN)/python benchmarks/first_picture.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/overhead.py --rounds 5
+	$(BIN)/python benchmarks/throughput.py --rounds 2 --clients 1,8
+	$(BIN)/python benchmarks/throughput.py --rounds 2 --clients 8 --dtype bfloat16
+	$(BIN)/python benchmarks/throughput.py --rounds 2 --clients 8 --mix
+	$(BIN)/python benchmarks/first_preview.py --rounds 4
+	$(BIN)/python benchmarks/cancel.py --rounds 4
+	$(BIN)/python benchmarks/fanout.py
+	$(BIN)/python benchmarks/startup.py --rounds 1 --caches warm
 
 # figures about the embedded model, as JSON; needs Debian's fonts-noto-color-emoji
 eval: $(VENV)/dev.done

@@ -9,7 +9,6 @@ round's pair; above 1, sharing is faster. `shared_over_plain` is what the LoRAs 
 
 import argparse
 import asyncio
-import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -18,8 +17,10 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from serving import PROMPT
-from switching import made_model
+from engine_thread import on_engine
+from figures import show
+from made_model import made_model
+from prompts import new_prompts
 
 from latentwire import Host, Settings
 from latentwire.core.adapters import Weighted, added
@@ -27,6 +28,7 @@ from latentwire.core.build import PipelineBuild, assemble, pipeline_class
 from latentwire.core.model_store import Lease
 from latentwire.core.run import Run
 from latentwire.core.settings import EMBEDDED_MODEL, MODELS_FOLDER
+from latentwire.core.threads import compute_alone
 
 Set = tuple[tuple[str, float], ...]
 
@@ -55,6 +57,7 @@ class Bench:
         self._leases = {one: host.store.lease(self._build.with_adapters(*one)) for one in (PLAIN, A, B, BOTH)}
         self._unet = self._leases[PLAIN].components["unet"]
         self._gate = self._unet.forward.__wrapped_gate__
+        self._prompts = new_prompts()
 
     def close(self) -> None:
         for lease in self._leases.values():
@@ -68,8 +71,12 @@ class Bench:
         groups: list[tuple[int, Sequence[Weighted]]] = [
             (2 * len(same), self._leases[same[0]].adapters) for same in grouped(jobs)
         ]
-        with torch.inference_mode(), added("unet", self._gate.layers, groups):
-            self._gate.forward(sample, torch.full((rows,), 500.0), encoder_hidden_states=states)
+
+        def work() -> None:
+            with added("unet", self._gate.layers, groups):
+                self._gate.forward(sample, torch.full((rows,), 500.0), encoder_hidden_states=states)
+
+        on_engine(self._host, work)
 
     def run(self, jobs: Sequence[Set]) -> None:
         """Whole pipeline calls through the engine, up to their latents."""
@@ -86,8 +93,9 @@ class Bench:
     def _call(self, lease: Lease, seed: int) -> Callable[[], Any]:
         scheduler = self._host.registry.new_scheduler(self._build.scheduler, lease.card.scheduler_config)
         pipeline = assemble(pipeline_class(lease.card.family, self._build), lease.components, scheduler, lease.device)
+        prompt = next(self._prompts)  # the host may remember what it has made of one
         return lambda: pipeline(
-            PROMPT,
+            prompt,
             width=self._side,
             height=self._side,
             num_inference_steps=self._steps,
@@ -172,6 +180,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="where switching.py keeps that model")
     options = parser.parse_args()
     dtypes = options.dtypes.split(",")
+    compute_alone()  # the engine's thread is what is timed
     loras = MODELS_FOLDER / "loras"
     files = {"a": loras / "emoji-pencil", "b": loras / "emoji-pixel-art"}
     results = {"emoji": bench_model(EMBEDDED_MODEL, files, 128, dtypes, options)}
@@ -179,8 +188,7 @@ def main() -> None:
         with made_model("full", options.keep and options.keep.resolve()) as folder:
             files = {name: folder / f"{name}.safetensors" for name in ("a", "b")}
             results["full"] = bench_model(folder / "model", files, 256, dtypes, options)
-    settings = {"steps": options.steps, "rounds": options.rounds, "threads": torch.get_num_threads()}
-    print(json.dumps({"benchmark": "adapters", **settings, "models": results}, indent=2))
+    show("adapters", options, models=results)
 
 
 if __name__ == "__main__":

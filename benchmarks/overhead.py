@@ -1,72 +1,70 @@
-"""What the host costs one client: the same picture through the host, over a real socket, and by a plain pipeline call.
+"""What the host costs one client: a picture through the host, over a real socket, and by a plain pipeline call.
 
-Each round times, in turn and in one process: a plain diffusers call; the host without previews; the host with
-a preview and latents at every step. Prints JSON with the median ratio of each round's pair.
+Host, plain pipeline and client are three processes. Each round asks the host in several ways, and before each of them
+the plain pipeline, with the same new prompt, seed and steps. Prints JSON with the median ratio of these pairs.
 
-    python benchmarks/overhead.py [--rounds 15] [--steps 20]
+    python benchmarks/overhead.py [--rounds 15] [--steps 20] [--dtype float32]
 """
 
 import argparse
 import asyncio
-import io
-import json
-from statistics import median
 from time import perf_counter
 from typing import Any
 
-import torch
-from serving import PROMPT, plain_pipeline, served_host
+from figures import middle, show
+from plain import Plain
+from processes import Worker
+from prompts import new_prompts
+from serving import served
 
-from latentwire.client import Connection, Result, connect
+from latentwire.client import Connection, connect
+from latentwire.core.settings import EMBEDDED_MODEL
+
+WAYS: dict[str, dict[str, Any]] = {
+    "previews_off": {},
+    "jpeg_preview_each_step": {"previews": True},
+    "jpeg_preview_and_latents_each_step": {"previews": True, "latents": True},
+}
 
 
-async def through_host(connection: Connection, steps: int, streamed: bool) -> tuple[float, float]:
-    """Seconds as the client sees them, and as the host counts them."""
+async def through_host(connection: Connection, prompt: str, seed: int, steps: int, options: dict[str, Any]) -> float:
+    """Seconds as the client sees them."""
     begin = perf_counter()
-    inside = 0.0
-    options: dict[str, Any] = {"previews": True, "latents": True} if streamed else {}
-    async for event in connection.generate(PROMPT, num_inference_steps=steps, seed=1, mode="exact", **options):
-        if isinstance(event, Result):
-            inside = event.seconds
-    return perf_counter() - begin, inside
+    async for _ in connection.generate(prompt, seed=seed, num_inference_steps=steps, mode="exact", **options):
+        pass
+    return perf_counter() - begin
 
 
-async def measure(url: str, pipeline: Any, rounds: int, steps: int) -> dict[str, Any]:
-    def plain() -> float:
-        begin = perf_counter()
-        with torch.inference_mode():
-            image = pipeline(PROMPT, num_inference_steps=steps, generator=torch.Generator().manual_seed(1)).images[0]
-        image.save(io.BytesIO(), "png", compress_level=1)  # the host's client gets a PNG as well
-        return perf_counter() - begin
-
-    rows = []
+async def measure(url: str, plain: Worker[Plain], rounds: int, steps: int) -> dict[str, Any]:
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+    prompts = new_prompts()
     async with connect(url) as connection:
-        for number in range(rounds + 2):
-            row = {"plain": await asyncio.to_thread(plain)}
-            row["host"], row["host_inside"] = await through_host(connection, steps, streamed=False)
-            row["host_streamed"], row["host_streamed_inside"] = await through_host(connection, steps, streamed=True)
-            if number >= 2:  # the first ones warm up
-                rows.append(row)
-    ratios = {name: median(row[name] / row["plain"] for row in rows) for name in rows[0] if name != "plain"}
-    seconds = {name: median(row[name] for row in rows) for name in rows[0]}
+        for number in range(rounds + 1):
+            for name, options in WAYS.items():
+                prompt = next(prompts)
+                by_plain = await asyncio.to_thread(plain.call, Plain.picture, prompt, number, steps)
+                by_host = await through_host(connection, prompt, number, steps, options)
+                if number:  # the first round warms up
+                    pairs[name].append((by_plain, by_host))
     return {
-        "benchmark": "overhead",
-        "steps": steps,
-        "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "median_seconds": {name: round(value, 4) for name, value in seconds.items()},
-        "median_ratio_to_plain": {name: round(value, 3) for name, value in ratios.items()},
+        name: {
+            "ratio_to_plain": middle([host / plain for plain, host in taken]),
+            "plain_s": middle([plain for plain, _ in taken], 4),
+            "host_s": middle([host for _, host in taken], 4),
+        }
+        for name, taken in pairs.items()
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     options = parser.parse_args()
-    with served_host() as (url, host):
-        pipeline = plain_pipeline(host)
-        print(json.dumps(asyncio.run(measure(url, pipeline, options.rounds, options.steps)), indent=2))
+    model = {"path": EMBEDDED_MODEL, "dtype": options.dtype}
+    with Worker(Plain, EMBEDDED_MODEL, options.dtype) as plain, served({"models.emoji": model}) as host:
+        show("overhead", options, ways=asyncio.run(measure(host.socket, plain, options.rounds, options.steps)))
 
 
 if __name__ == "__main__":

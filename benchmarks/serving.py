@@ -1,58 +1,141 @@
-"""What the benchmarks share: a host served in this process, and a plain pipeline on the same modules."""
+"""The host as users run it: `latentwire serve` in a process of its own, with a settings file in a folder of its own."""
 
-import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-import uvicorn
+import psutil  # type: ignore[import-untyped]
 
-from latentwire import Host, Settings
-from latentwire.core.build import PipelineBuild, assemble, pipeline_class
-from latentwire.server.app import create_app
-from latentwire.server.serve import server_config
+Tables = Mapping[str, Mapping[str, Any]]
+"""A settings file: `{"engine": {"device": "cpu"}, "models.emoji": {...}}`. What is left out has its default."""
 
-PROMPT = "red apple on a blue background"
+CONNECT_S = 0.02  # between looks at /readyz
+
+
+class HostProcess:
+    """A host that was started.
+
+    Attributes:
+        started: When, on the clock `perf_counter`.
+        log: What it has written to its log, each line with the time when it came.
+        page: Its address for HTTP, without a slash at its end; after `wait_for_address`.
+        socket: That of its WebSocket.
+    """
+
+    def __init__(self, folder: Path, tables: Tables, plugins: Mapping[str, Path] = {}) -> None:
+        file = folder / "plugins.toml"
+        file.write_text(_toml(tables, plugins), encoding="utf-8")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("LATENTWIRE_")}
+        command = [sys.executable, "-m", "latentwire", "serve", "--port", "0", "--config", str(file)]
+        self.log: list[tuple[float, str]] = []
+        self.page = self.socket = ""
+        self.started = perf_counter()
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder
+        )
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that the process has now."""
+        resident: int = psutil.Process(self._process.pid).memory_info().rss
+        return resident
+
+    @property
+    def read_from_disk(self) -> int:
+        """Bytes that had to be read from a disk for it so far."""
+        read: int = psutil.Process(self._process.pid).io_counters().read_bytes
+        return read
+
+    def wait_for_address(self) -> None:
+        """Until it says where it listens.
+
+        Raises:
+            RuntimeError: it ended; with its log.
+        """
+        assert self._process.stdout is not None
+        words: dict[str, str] = {}
+        while "token" not in words:  # the last line
+            line = self._process.stdout.readline()
+            if not line:
+                self._fail("it ended before it said where it listens")
+            name, word, *_ = line.split()
+            words[name] = word
+        self.page, self.socket = words["page"].rstrip("/"), words["socket"]
+
+    def wait_until_ready(self) -> None:
+        """Until /readyz says so.
+
+        Raises:
+            RuntimeError: it ended; with its log.
+        """
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.page}/readyz"):
+                    return
+            except (urllib.error.URLError, ConnectionError):
+                if self._process.poll() is not None:
+                    self._fail("it ended before it was ready")
+                time.sleep(CONNECT_S)
+
+    def stop(self) -> None:
+        """As Ctrl-C would."""
+        self._process.terminate()
+        self._process.communicate()
+
+    def _read_log(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.log.append((perf_counter(), line.rstrip()))
+
+    def _fail(self, what: str) -> None:
+        self._reader.join(timeout=1)
+        raise RuntimeError("\n".join([f"the host failed: {what}", *(line for _, line in self.log[-30:])]))
 
 
 @contextmanager
-def served_host(**settings: Any) -> Iterator[tuple[str, Host]]:
-    """A warmed-up host on a free port of loopback, and its socket's address."""
-    host = Host(Settings.model_validate({"discover": False, **settings}))
-    server = uvicorn.Server(server_config(create_app(host)))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        while not (server.started and host.ready):
-            time.sleep(0.05)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"ws://127.0.0.1:{port}/ws", host
-    finally:
-        server.should_exit = True
-        thread.join()
+def started(tables: Tables = {}, plugins: Mapping[str, Path] = {}) -> Iterator[HostProcess]:
+    """A host that was started just now.
+
+    Args:
+        tables: Its settings.
+        plugins: Local files to load as plugins, by name.
+    """
+    with tempfile.TemporaryDirectory(prefix="latentwire-") as folder:
+        host = HostProcess(Path(folder), tables, plugins)
+        try:
+            yield host
+        finally:
+            host.stop()
 
 
-def plain_pipeline(host: Host) -> Any:
-    """An ordinary diffusers pipeline with modules of its own, without gates, and the host's default scheduler."""
-    model = host.settings.defaults.model
-    build = PipelineBuild(model, host.settings.defaults.scheduler, host.store.dtype_of(model))
-    lease = host.store.lease(build)
-    modules = {name: _without_gates(module) for name, module in lease.components.items()}
-    scheduler = host.registry.schedulers["ddim"](lease.card.scheduler_config)
-    pipeline = assemble(pipeline_class(lease.card.family, build), modules, scheduler, lease.device)
-    host.store.release(lease)
-    return pipeline
+@contextmanager
+def served(tables: Tables = {}, plugins: Mapping[str, Path] = {}) -> Iterator[HostProcess]:
+    """A host that is ready."""
+    with started(tables, plugins) as host:
+        host.wait_for_address()
+        host.wait_until_ready()
+        yield host
 
 
-def _without_gates(component: Any) -> Any:
-    if not hasattr(component, "modules"):
-        return component
-    forwards = {
-        module: module.__dict__.pop("forward") for module in component.modules() if "forward" in module.__dict__
-    }
-    plain = copy.deepcopy(component)
-    for module, forward in forwards.items():
-        module.forward = forward
-    return plain
+def _toml(tables: Tables, plugins: Mapping[str, Path]) -> str:
+    """Plain values are written in TOML as in JSON."""
+    lines = ["discover = false"]
+    for name, values in tables.items():
+        lines.append(f"[{name}]")
+        lines += [f"{key} = {json.dumps(value, default=str)}" for key, value in values.items()]
+    for name, path in plugins.items():
+        lines += ["[[plugins]]", f"name = {json.dumps(name)}", f"path = {json.dumps(str(path))}"]
+    return "\n".join(lines) + "\n"

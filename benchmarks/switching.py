@@ -16,11 +16,7 @@ import asyncio
 import functools
 import gc
 import io
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -28,18 +24,19 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
+from engine_thread import on_engine
+from figures import show
+from made_model import made_model
 from PIL import Image as PILImage
-from safetensors.torch import save_file
-from serving import PROMPT
+from prompts import new_prompts
 
 from latentwire import Host, Settings
 from latentwire.core.build import PipelineBuild
-from latentwire.core.checkpoint import LAYOUTS, clip_tokenizer
 from latentwire.core.events import Event, Image, Step
+from latentwire.core.threads import compute_alone, workers
 
 SIDES = {"full": 256, "small": 64}  # pixels
-STEPS, SEED, RANK, WEIGHT = 2, 1, 16, 0.8
+STEPS, SEED, WEIGHT = 2, 1, 0.8
 REQUESTS = {"plain": "", "controlnet": "controlnet", "lora": "lora", "plain_again": ""}
 NOTES = [
     "outside: from the request to the end of its first step, less the time within forwards of text encoder, "
@@ -49,81 +46,6 @@ NOTES = [
     "read within its first forward, and then the ratio was about 10",
     "memory of the reference's pipelines is collected between requests, off the clock",
 ]
-
-SMALL: dict[str, dict[str, Any]] = {
-    "unet": {"block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 32},
-    "vae": {"block_out_channels": [32, 32, 32, 32]},
-    "text_encoder": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-}
-
-
-# The model, made of noise.
-
-
-@contextmanager
-def made_model(size: str, keep: Path | None = None) -> Iterator[Path]:
-    """A folder with `model`, `controlnet`, `a.safetensors` and `b.safetensors` (LoRAs)."""
-    if keep is not None:
-        if not (keep / "b.safetensors").exists():  # it is written last
-            make_model(keep, size)
-        yield keep
-        return
-    with tempfile.TemporaryDirectory(prefix="latentwire-") as folder:
-        make_model(Path(folder), size)
-        yield Path(folder)
-
-
-def make_model(folder: Path, size: str) -> None:
-    """Write the configs of Stable Diffusion 1.5, or smaller ones, and random weights for them."""
-    torch.manual_seed(0)
-    model = folder / "model"
-    shutil.copytree(LAYOUTS / "sd1", model, dirs_exist_ok=True)
-    clip_tokenizer().save_pretrained(model / "tokenizer")
-    for name, kind in (("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL)):
-        config = kind.load_config(model / name) | (SMALL[name] if size == "small" else {})
-        with torch.device("meta"):
-            module = kind.from_config(config)
-        _save(module, model / name, "diffusion_pytorch_model.safetensors")
-        if name == "unet":
-            unet = module
-    changes = SMALL["text_encoder"] if size == "small" else {}
-    config = transformers.CLIPTextConfig.from_json_file(model / "text_encoder" / "config.json").to_dict()
-    with torch.device("meta"):
-        encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig.from_dict(config | changes))
-        net = diffusers.ControlNetModel.from_unet(unet, load_weights_from_unet=False)
-    _save(encoder, model / "text_encoder", "model.safetensors")
-    _save(net, folder / "controlnet", "diffusion_pytorch_model.safetensors")
-    for name in ("a", "b"):
-        save_file(_lora(unet), folder / f"{name}.safetensors", metadata={"format": "pt"})
-
-
-def _save(module: Any, folder: Path, file: str) -> None:
-    if isinstance(module, diffusers.ModelMixin):
-        module.save_config(folder)
-    else:
-        module.config.save_pretrained(folder)
-    tensors = {name: _noise(name, tensor.shape) for name, tensor in module.state_dict().items()}
-    save_file(tensors, folder / file, metadata={"format": "pt"})
-
-
-def _noise(name: str, shape: torch.Size) -> torch.Tensor:
-    """Weights that keep the size of what goes through them, so that everything stays finite."""
-    if len(shape) < 2:
-        return torch.full(shape, float(name.endswith("weight")))  # of a norm; a bias is 0
-    return torch.empty(shape).normal_(std=shape[1:].numel() ** -0.5)
-
-
-def _lora(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """For every attention layer, in the keys of diffusers."""
-    tensors = {}
-    for name, layer in unet.named_modules():
-        if isinstance(layer, torch.nn.Linear) and (".attn1." in name or ".attn2." in name):
-            tensors[f"unet.{name}.lora_A.weight"] = torch.randn(RANK, layer.in_features) * layer.in_features**-0.5
-            tensors[f"unet.{name}.lora_B.weight"] = torch.randn(layer.out_features, RANK) * 0.05
-    return tensors
-
-
-# The two sides.
 
 
 class Stopwatch:
@@ -172,7 +94,7 @@ class Ours:
     def __init__(self, host: Host, side: int, watch: Stopwatch) -> None:
         self._host, self._side, self._watch = host, side, watch
 
-    async def request(self, kind: str, png: bytes) -> torch.Tensor:
+    async def request(self, kind: str, prompt: str, png: bytes) -> torch.Tensor:
         latents = torch.empty(0)
 
         def emit(event: Event) -> None:
@@ -189,7 +111,7 @@ class Ours:
         elif kind == "lora":
             extra = {"lora": [{"name": "a", "weight": WEIGHT}]}
         request = {
-            "prompt": PROMPT,
+            "prompt": prompt,
             "width": self._side,
             "height": self._side,
             "num_inference_steps": STEPS,
@@ -212,7 +134,7 @@ class Reference:
         self._side, self._watch = side, watch
         self._has_lora = False
 
-    def request(self, kind: str, png: bytes) -> torch.Tensor:
+    def request(self, kind: str, prompt: str, png: bytes) -> torch.Tensor:
         self._watch.start()
         parts = self._parts | {"scheduler": self._new_scheduler(), "requires_safety_checker": False}
         extra: dict[str, Any] = {}
@@ -236,7 +158,7 @@ class Reference:
             return tensors
 
         latents: torch.Tensor = pipeline(
-            PROMPT,
+            prompt,
             width=self._side,
             height=self._side,
             num_inference_steps=STEPS,
@@ -270,6 +192,7 @@ def control_image(side: int, number: int) -> bytes:
 
 
 async def measure(host: Host, folder: Path, side: int, rounds: int) -> dict[str, Any]:
+    asyncio.get_running_loop().set_default_executor(workers(4, "work"))
     build = PipelineBuild("made", "ddim", "float32")
     times = [perf_counter()]
     host.store.release(host.store.lease(build))
@@ -291,7 +214,9 @@ async def measure(host: Host, folder: Path, side: int, rounds: int) -> dict[str,
     reference = Reference(folder, dict(lease.components), new_scheduler, side, watch)
     results: list[dict[str, dict[str, dict[str, float]]]] = []
     apart = 0.0
+    prompts = new_prompts()
     for number in range(rounds + 1):
+        texts = {name: next(prompts) for name in REQUESTS}  # the host may remember what it has made of one
         # one side after the other, and not request by request: the reference's LoRA changes the modules
         row: dict[str, dict[str, dict[str, float]]] = {}
         pictures: dict[str, list[torch.Tensor]] = {name: [] for name in REQUESTS}
@@ -301,9 +226,10 @@ async def measure(host: Host, folder: Path, side: int, rounds: int) -> dict[str,
                 gc.collect()
                 png = control_image(side, number)
                 if who == "ours":
-                    latents = await ours.request(kind, png)
-                else:  # in a thread as well: forwards in a process's first one have other costs
-                    latents = await asyncio.to_thread(reference.request, kind, png)
+                    latents = await ours.request(kind, texts[name], png)
+                else:
+                    work = functools.partial(reference.request, kind, texts[name], png)
+                    latents = await asyncio.to_thread(on_engine, host, work)
                 pictures[name].append(latents)
                 row[who][name] = watch.row
         if number:  # the first one warms up
@@ -346,6 +272,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="make the model here, use it if it is here, and leave it here")
     options = parser.parse_args()
     side = SIDES[options.size]
+    compute_alone()  # only the engine's thread shall have all cores
     begin = perf_counter()
     with made_model(options.size, options.keep and options.keep.resolve()) as folder:
         made = perf_counter() - begin
@@ -361,17 +288,14 @@ def main() -> None:
             figures = asyncio.run(measure(host, folder, side, options.rounds))
         finally:
             host.close()
-    result = {
-        "benchmark": "switching",
-        "size": options.size,
-        "picture": f"{side}x{side}, {STEPS} steps, float32",
-        "rounds": options.rounds,
-        "threads": torch.get_num_threads(),
-        "seconds_to_make_the_model": round(made, 1),
+    show(
+        "switching",
+        options,
+        picture=f"{side}x{side}, {STEPS} steps, float32",
+        seconds_to_make_the_model=round(made, 1),
         **figures,
-        "notes": NOTES,
-    }
-    print(json.dumps(result, indent=2))
+        notes=NOTES,
+    )
 
 
 if __name__ == "__main__":

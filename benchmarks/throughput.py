@@ -1,96 +1,110 @@
 """Many clients at once against the same requests one after the other, and against what batching can give at most.
 
-The limit is the denoiser's own: how much faster one raw forward over all clients' rows is than one forward
-a client. A share of 1.0 would mean that everything else (text encoder, scheduler steps, decoding, PNG, the
-wire) costs no more a picture than it does alone. Prints JSON.
+The limit is the denoiser's own: how much faster one raw forward over all clients' rows is than one forward a client,
+both measured in the same round in a process of its own. A share of 1.0 means that everything else (text encoder,
+guidance, scheduler, decoding, PNG, the wire) costs no more a picture than it does alone. With --mix every third job
+has a ControlNet and every third a LoRA, and the limit is that of the same mix. Prints JSON.
 
-    python benchmarks/throughput.py [--clients 1,2,4,8,16] [--rounds 5] [--steps 20] [--dtype float32]
+    python benchmarks/throughput.py [--clients 1,2,4,8,16] [--rounds 5] [--steps 20] [--dtype float32] [--mix]
 """
 
 import argparse
 import asyncio
-import json
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
-from statistics import median
 from time import perf_counter
 from typing import Any
 
-import torch
-from serving import PROMPT, plain_pipeline, served_host
+from figures import middle, show
+from mix import Kind, Mixed, fields_of, kinds_of
+from plain import Plain
+from processes import Worker
+from prompts import new_prompts
+from serving import served
 
 from latentwire.client import Connection, connect
 from latentwire.core.settings import EMBEDDED_MODEL
 
+Job = tuple[str, int, dict[str, Any]]
+"""Prompt, seed, and the fields of the plugins."""
 
-async def one(connection: Connection, steps: int, seed: int) -> None:
-    async for _ in connection.generate(PROMPT, num_inference_steps=steps, seed=seed, mode="fast"):
+
+async def run(connection: Connection, job: Job, steps: int) -> None:
+    """One request, from before it is sent to its result."""
+    prompt, seed, fields = job
+    async for _ in connection.generate(prompt, seed=seed, num_inference_steps=steps, mode="fast", **fields):
         pass
 
 
-def forward_seconds(unet: Any, rows: int, times: int) -> float:
-    """The median of some raw forwards over so many rows."""
-    size = unet.config.sample_size
-    sample = torch.randn(rows, unet.config.in_channels, size, size, dtype=unet.dtype)
-    states = torch.randn(rows, 77, unet.config.cross_attention_dim, dtype=unet.dtype)
-    at = torch.full((rows,), 500.0)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(times):
-            begin = perf_counter()
-            unet(sample, at, encoder_hidden_states=states)
-            seconds.append(perf_counter() - begin)
-    return median(seconds)
+async def one_after_the_other(connection: Connection, jobs: list[Job], steps: int) -> float:
+    """Seconds for all."""
+    begin = perf_counter()
+    for job in jobs:
+        await run(connection, job, steps)
+    return perf_counter() - begin
 
 
-async def measure(url: str, unet: Any, counts: list[int], rounds: int, steps: int) -> list[dict[str, Any]]:
+async def at_once(connections: list[Connection], jobs: list[Job], steps: int) -> float:
+    """Seconds for all, each from a client of its own."""
+    begin = perf_counter()
+    await asyncio.gather(*(run(connection, job, steps) for connection, job in zip(connections, jobs, strict=False)))
+    return perf_counter() - begin
+
+
+def forwards(plain: Worker[Mixed], kinds: list[Kind]) -> tuple[float, float]:
+    """Seconds of a step's raw forwards: one after the other, and all in one."""
+    if set(kinds) == {"plain"}:
+        return len(kinds) * plain.call(Plain.forward, 2, 9), plain.call(Plain.forward, 2 * len(kinds), 5)
+    alone = {kind: plain.call(Mixed.alone, kind, 9) for kind in set(kinds)}
+    return sum(alone[kind] for kind in kinds), plain.call(Mixed.together, kinds, 5)
+
+
+async def measure(url: str, plain: Worker[Mixed], options: argparse.Namespace) -> list[dict[str, Any]]:
     results = []
+    steps: int = options.steps
+    prompts = new_prompts()
+    counts = [int(count) for count in options.clients.split(",")]
     async with AsyncExitStack() as stack:
         connections = [await stack.enter_async_context(connect(url)) for _ in range(max(counts))]
+        fields: Mapping[Kind, dict[str, Any]] = await fields_of(connections[0]) if options.mix else {"plain": {}}
+
+        def jobs_of(kinds: list[Kind]) -> Iterator[Job]:
+            return ((next(prompts), seed, fields[kind]) for seed, kind in enumerate(kinds))
+
         for count in counts:
-            speedups, limits = [], []
-            for number in range(rounds + 1):
-                alone = await asyncio.to_thread(forward_seconds, unet, 2, 9)
-                batched = await asyncio.to_thread(forward_seconds, unet, 2 * count, 5)
-                begin = perf_counter()
-                for seed in range(count):
-                    await one(connections[0], steps, seed)
-                serial = perf_counter() - begin
-                begin = perf_counter()
-                await asyncio.gather(*(one(each, steps, seed) for seed, each in enumerate(connections[:count])))
-                together = perf_counter() - begin
+            kinds: list[Kind] = kinds_of(count) if options.mix else ["plain"] * count
+            rows = []
+            for number in range(options.rounds + 1):
+                alone, merged = await asyncio.to_thread(forwards, plain, kinds)
+                serial = await one_after_the_other(connections[0], list(jobs_of(kinds)), steps)
+                together = await at_once(connections, list(jobs_of(kinds)), steps)
                 if number:  # the first one warms up
-                    speedups.append(serial / together)
-                    limits.append(alone * count / batched)
+                    rows.append((serial / together, alone / merged, steps * merged / together, together / count))
+            speedups, limits, forward_shares, pictures = zip(*rows, strict=True)
             results.append(
                 {
                     "clients": count,
-                    "speedup_over_one_after_the_other": round(median(speedups), 3),
-                    "limit_of_the_raw_batched_forward": round(median(limits), 3),
-                    "share_of_the_limit": round(
-                        median(mine / most for mine, most in zip(speedups, limits, strict=True)), 3
-                    ),
+                    "speedup_over_one_after_the_other": middle(speedups),
+                    "limit_of_the_raw_batched_forward": middle(limits),
+                    "share_of_the_limit": middle([mine / most for mine, most in zip(speedups, limits, strict=True)]),
+                    "share_of_the_time_in_raw_forwards": middle(forward_shares),
+                    "seconds_a_picture": middle(pictures, 4),
                 }
             )
     return results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", default="1,2,4,8,16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--mix", action="store_true", help="plain, ControlNet and LoRA jobs in turn")
     options = parser.parse_args()
-    counts = [int(count) for count in options.clients.split(",")]
-    with served_host(models={"emoji": {"path": EMBEDDED_MODEL, "dtype": options.dtype}}) as (url, host):
-        unet = plain_pipeline(host).unet
-        rows = asyncio.run(measure(url, unet, counts, options.rounds, options.steps))
-    settings = {"steps": options.steps, "rounds": options.rounds, "dtype": options.dtype}
-    print(
-        json.dumps(
-            {"benchmark": "throughput", **settings, "threads": torch.get_num_threads(), "results": rows}, indent=2
-        )
-    )
+    model = {"path": EMBEDDED_MODEL, "dtype": options.dtype}
+    with Worker(Mixed, options.dtype) as plain, served({"models.emoji": model}) as host:
+        show("throughput", options, results=asyncio.run(measure(host.socket, plain, options)))
 
 
 if __name__ == "__main__":
