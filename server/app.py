@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket
 from .. import __version__
 from ..core.errors import LatentwireError
 from ..core.host import Host
+from ..core.threads import workers
 from .auth import refusal
 from .codec import SUBPROTOCOL
 from .connection import Connection
@@ -35,6 +36,7 @@ def create_app(host: Host) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(workers(32, "work"))  # not a team for each of its threads
         sessions.begin()
         warming = asyncio.create_task(_warm_up(host))
         yield

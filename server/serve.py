@@ -100,8 +100,10 @@ def _make(settings: Settings) -> "tuple[Host, ASGIApp]":
     import transformers
 
     from ..core.host import Host
+    from ..core.memory import keep_freed_memory
     from .app import create_app
 
+    keep_freed_memory()
     transformers.logging.set_verbosity_error()  # its bars and hints are for notebooks
     transformers.logging.disable_progress_bar()
     host = Host(settings)

@@ -285,7 +285,9 @@ def test_a_real_resumption_looks_as_documented(served: Served) -> None:
         back.recv()
         back.send(codec.encode(example | {"params": {"token": hello["resume"], "seq": 1}}))
         got = codec.decode_trusted(back.recv())
-    (documented,) = (message for message in MESSAGES if message.get("event") == "result" and message["id"] == 15)
+    (documented,) = (
+        message for message in MESSAGES if message.get("event") == "result" and message["id"] == example["id"]
+    )
     assert_same_shape(documented, got, "session.resume")
     assert (got["seq"], documented["seq"]) == (1, example["params"]["seq"])
 
