@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from .describe import describe
 from .errors import InvalidParams, JobCancelled
@@ -47,15 +47,16 @@ class NoParams(Strict):
 class CancelParams(Strict):
     """What to cancel: one job, the jobs of a slot, or all of this client's."""
 
-    job: str | None = Field(None, description="from the accepted event")
     slot: str | None = Field(None, description="of a generate request")
     all: bool = False
+    job: str | None = Field(None, validate_default=True, description="from the accepted event")
 
-    @model_validator(mode="after")
-    def _one_thing(self) -> Self:
-        if (self.job is not None) + (self.slot is not None) + self.all != 1:
+    @field_validator("job")
+    @classmethod
+    def _one_thing(cls, job: str | None, info: ValidationInfo) -> str | None:
+        if (job is not None) + (info.data.get("slot") is not None) + bool(info.data.get("all")) != 1:
             raise ValueError("wanted one of job, slot and all")
-        return self
+        return job
 
 
 class JobParams(Strict):

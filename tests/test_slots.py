@@ -175,6 +175,16 @@ def test_bad_values_are_refused(served: Served, params: dict[str, Any], path: li
     assert (error["code"], error["details"][0]["path"]) == ("invalid_params", path)
 
 
+@pytest.mark.parametrize("params", [{}, {"job": "a", "slot": "b"}, {"slot": "b", "all": True}, {"all": False}])
+def test_cancel_wants_one_thing(served: Served, params: dict[str, Any]) -> None:
+    async def refused() -> dict[str, Any]:
+        async with wire(served.url) as client:
+            return await client.error(1, "cancel", **params)
+
+    error = asyncio.run(refused())
+    assert (error["code"], error["details"][0]["path"]) == ("invalid_params", ["job"])
+
+
 @in_loop
 async def test_a_client_may_have_only_so_many_slots(served: Served) -> None:
     async with wire(served.url) as client:
