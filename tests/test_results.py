@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from latentwire import Host, LatentwireError, Picture, PluginError, encode
+from latentwire import Host, LatentwireError, Picture, PluginError, connect_sync, encode
 from latentwire.core.events import Event, Image
 from latentwire.core.image_store import image_id
 from latentwire.plugins.results.files import Files, new_id
@@ -308,6 +308,17 @@ def test_a_picture_whose_input_is_forgotten_can_be_made_again_once_that_is_there
     assert pixels(again) == pixels(image)
 
 
+def test_the_client_sees_what_is_kept_and_can_follow_its_remaking(tmp_path: Path) -> None:
+    with serving(plugins=[plugin(tmp_path)]) as served, connect_sync(served.url) as client:
+        (first,) = (event for event in client.generate(**SMALL, mode="exact") if isinstance(event, Image))
+        assert client.call("results.get", id=first.result)["image"]["data"] == data_of(first)
+        *_, last = client.subscribe("results.reproduce", id=first.result)
+        assert isinstance(last, Image)
+        assert pixels(last) == pixels(first)
+        rows = client.call("results.list", job=last.job)["results"]
+        assert [row["id"] for row in rows] == [last.result]
+
+
 def test_latents_are_not_kept(keeper: Host) -> None:
     before = ids(ask(keeper, "results.list"))
     image = draw(keeper, output_type="latent")
@@ -574,12 +585,26 @@ def test_only_old_files_of_ours_without_a_row_are_swept_up(tmp_path: Path) -> No
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"torn")
     old = time.time() - SWEEP_AGE_S - 60
+    with closing(sqlite3.connect(tmp_path / NAME, isolation_level=None)) as connection:
+        connection.execute("UPDATE begun SET time = time - ?", [SWEEP_AGE_S + 120])
     for path in (*strays, *others, Files(tmp_path).path(result)):
         os.utime(path, (old, old))
     with keeping(tmp_path) as host:
         wait_for(lambda: not any(path.exists() for path in strays), "the sweep")
         assert ids(ask(host, "results.list")) == [result]
     assert all(path.exists() for path in (*others, Files(tmp_path).path(result), Files(tmp_path).path(young)))
+
+
+def test_pictures_whose_index_was_lost_are_not_taken_for_strays(tmp_path: Path) -> None:
+    result = keep(store_of(tmp_path))
+    old = time.time() - SWEEP_AGE_S - 60
+    os.utime(Files(tmp_path).path(result), (old, old))
+    for file in tmp_path.glob(f"{NAME}*"):
+        file.unlink()
+    store = store_of(tmp_path)
+    store.tidy()
+    assert store.newest(50, None, [], None) == ([], None)
+    assert pngs(tmp_path) == {result}
 
 
 def test_a_row_is_never_added_for_a_file_that_a_sweep_took(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Pictures as files: each is there whole or not at all, whatever ends the process."""
 
+import math
 import os
 import re
 import secrets
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,20 +66,24 @@ class Files:
         """The sub-folders that there are: the first two letters of the ids in each."""
         return sorted(entry.name for entry in os.scandir(self.folder) if SHELF.fullmatch(entry.name))
 
-    def old(self, shelf: str, but: set[str], age_s: float) -> Iterator[tuple[str, Path]]:
-        """The id and path of each file of a sub-folder that is `age_s` seconds old; not of the ids in `but`."""
+    def written(self, shelf: str, begin: float, end: float, but: set[str]) -> Iterator[tuple[str, Path]]:
+        """The id and path of each file of a sub-folder that was written between two times, in seconds since 1970.
+
+        Args:
+            but: Ids to leave out.
+        """
         with os.scandir(self.folder / shelf) as entries:
             for entry in entries:
                 name = OURS.fullmatch(entry.name)
-                if name and name[1] not in but and _age_s(entry) > age_s:
+                if name and name[1] not in but and begin <= _written(entry) < end:
                     yield name[1], Path(entry.path)
 
 
-def _age_s(entry: "os.DirEntry[str]") -> float:
+def _written(entry: "os.DirEntry[str]") -> float:
     try:
-        return time.time() - entry.stat().st_mtime
-    except FileNotFoundError:  # it has got its real name since, or is gone
-        return 0.0
+        return entry.stat().st_mtime
+    except FileNotFoundError:  # it has got its real name just now, or is gone
+        return math.inf
 
 
 def make_folder(folder: Path) -> None:

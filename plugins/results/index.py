@@ -128,6 +128,12 @@ class Index:
             rows = connection.execute("SELECT id FROM results WHERE id >= ? AND id < ?", [begin, f"{begin}g"])
             return {result for (result,) in rows}
 
+    def begun(self) -> float:
+        """When this index was made, in seconds since 1970."""
+        with self._using() as connection:
+            (begun,) = connection.execute("SELECT time FROM begun").fetchone()
+            return float(begun)
+
     def unless_kept(self, result: str, act: Callable[[], None]) -> None:
         """Do something if there is no such row, while nobody can add one."""
         with self._writing() as connection:

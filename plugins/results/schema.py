@@ -10,7 +10,8 @@ from .files import make_folder
 VERSION = 1
 
 # `number` never comes twice, so that it can stand for a place in the list. `totals` is there because counting and
-# summing up would read the whole table after each picture.
+# summing up would read the whole table after each picture; `begun` so that a new index beside old files, whose own was
+# lost, does not have them swept up.
 SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS results (
@@ -33,6 +34,8 @@ CREATE INDEX IF NOT EXISTS results_created ON results (created);
 CREATE INDEX IF NOT EXISTS results_job ON results (job);
 CREATE TABLE IF NOT EXISTS totals (count INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO totals SELECT 0, 0 WHERE NOT EXISTS (SELECT * FROM totals);
+CREATE TABLE IF NOT EXISTS begun (time INTEGER NOT NULL);
+INSERT INTO begun SELECT strftime('%s', 'now') WHERE NOT EXISTS (SELECT * FROM begun);
 CREATE TRIGGER IF NOT EXISTS results_in AFTER INSERT ON results
     BEGIN UPDATE totals SET count = count + 1, bytes = bytes + new.bytes; END;
 CREATE TRIGGER IF NOT EXISTS results_out AFTER DELETE ON results

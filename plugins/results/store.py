@@ -117,7 +117,8 @@ class Store:
         """Apply the bounds, and sweep up the files that a killed host has left without a row. Never raises."""
         try:
             self._remove_files(self._index.trim(self._bounds))
-            swept = sum(map(self._sweep, self._files.shelves()))
+            begun = self._index.begun()  # older files are of an index that was lost: not for us to remove
+            swept = sum(self._sweep(shelf, begun) for shelf in self._files.shelves())
             if swept:
                 log.info("results: swept up %d files in %s that no result names", swept, self.folder)
         except Exception as error:
@@ -134,8 +135,9 @@ class Store:
             raise
         self._remove_files(gone)
 
-    def _sweep(self, shelf: str) -> int:
-        strays = list(self._files.old(shelf, self._index.ids(shelf), SWEEP_AGE_S))
+    def _sweep(self, shelf: str, begun: float) -> int:
+        known = self._index.ids(shelf)
+        strays = list(self._files.written(shelf, begun, time.time() - SWEEP_AGE_S, but=known))
         for result, path in strays:
             self._index.unless_kept(result, partial(path.unlink, missing_ok=True))
         return len(strays)
