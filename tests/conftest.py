@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
+import torch
 import uvicorn
 
 from latentwire import Host, Settings
@@ -14,6 +15,10 @@ from latentwire.server.app import create_app
 from latentwire.server.serve import server_config
 
 START_TIMEOUT_S = 90
+
+# Plain pipelines run on the main thread beside the hosts' engines. With a team of threads for each, all would sleep
+# between kernels (core/threads.py); and a plain picture has the same bits as an engine's only on as many threads.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A client that holds its socket in its own hand: it reads when and as much as a test wants, and answers nothing."""
+"""A client that holds its socket in its own hand: it reads when and as much as a test wants."""
 
 import asyncio
 import socket
@@ -10,12 +10,18 @@ import msgpack
 
 
 class RawClient:
-    """A WebSocket by hand; `hello` is what the host said first."""
+    """A WebSocket by hand.
+
+    Attributes:
+        hello: What the host said first.
+        answers: Whether it answers pings, once it has read that far.
+    """
 
     def __init__(self, stream: socket.socket) -> None:
         self._stream = stream
         self._unread = b""
         self.hello: dict[str, Any] = {}
+        self.answers = False
 
     async def send(self, message_id: Any, command: str, **params: Any) -> None:
         frame = msgpack.packb({"id": message_id, "command": command, "params": params})
@@ -53,6 +59,9 @@ class RawClient:
                 await asyncio.sleep(pause_s)
             elif frame[0] == 8:
                 raise ConnectionResetError(f"the host has closed with code {int.from_bytes(frame[1][:2], 'big')}")
+            elif frame[0] == 9 and self.answers:
+                pong = bytes([0x8A, 0x80 | len(frame[1])]) + bytes(4) + frame[1]
+                await self._loop.sock_sendall(self._stream, pong)
             elif frame[0] == 2:
                 message: dict[str, Any] = msgpack.unpackb(frame[1])
                 return message

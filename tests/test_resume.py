@@ -394,6 +394,17 @@ async def test_of_too_many_sessions_the_one_that_is_longest_away_goes_first(
 
 
 @in_loop
+async def test_sessions_that_are_away_and_keep_too_much_are_not_kept(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions_module, "MAX_AWAY_SIZE", 10)
+    async with cut(served.url) as client:
+        await client.send(1, "generate", **SMALL)
+        await client.until("result")
+    assert (await refused(served.url, token=client.hello["resume"], seq=1))["code"] == "unknown_session"
+
+
+@in_loop
 async def test_whoever_resumes_again_and_again_gets_the_same_again(served: Served) -> None:
     async with cut(served.url) as client:
         await client.send(1, "generate", **SMALL)

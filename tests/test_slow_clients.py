@@ -84,10 +84,13 @@ async def slowly(client: RawClient, message_id: Any) -> list[dict[str, Any]]:
 
 @in_loop
 async def test_a_slow_reader_gets_fewer_previews_every_step_and_the_picture_and_is_not_given_up(
-    served: Served, quick: None
+    served: Served, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of its messages takes longer than the time in which it must take something."""
+    """Each of its messages takes longer than the time in which it must take something, or answer a ping."""
+    monkeypatch.setattr(websocket_module, "PING_INTERVAL_S", 0.2)
+    monkeypatch.setattr(websocket_module, "PING_TIMEOUT_S", 0.5)
     async with raw_client(served.url) as client:
+        client.answers = True
         stream = {"previews": {"format": "png", "size": 2048}}
         await client.send(1, "generate", **SMALL | {"num_inference_steps": 40, "stream": stream})
         messages = await slowly(client, 1)

@@ -6,6 +6,7 @@ import itertools
 import json
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -205,6 +206,26 @@ async def test_output_type_latent_gives_the_final_latents_instead_of_a_png(serve
     assert image["image"] is None
     assert (image["latents"]["dtype"], image["latents"]["shape"]) == ("float32", [4, 8, 8])
     assert image["latents"]["data"] == named(messages, "latents")[-1]["latents"]["data"]
+
+
+@in_loop
+async def test_what_a_command_tells_just_before_its_end_comes_before_it(tmp_path: Path) -> None:
+    (tmp_path / "hasty.py").write_text("""
+from latentwire import NoParams, Subscribed, hookimpl
+
+async def run(context, params):
+    for number in range(3):
+        context.emit(Subscribed(str(number)))
+    return {}
+
+@hookimpl
+def register(registry):
+    registry.add_command("hasty.run", NoParams, run)
+""")
+    with serving(plugins=[{"name": "hasty", "path": tmp_path / "hasty.py"}]) as served:
+        async with wire(served.url) as client:
+            await client.send(1, "hasty.run")
+            assert [message["event"] for message in await client.all_of(1)] == [*["subscribed"] * 3, "result"]
 
 
 @in_loop
