@@ -468,7 +468,7 @@ def to_device(module: torch.nn.Module, device: torch.device, dtype: str, channel
     """Make a module ready to be shared; diffusers' own `to` would warn of some dtypes."""
     torch.nn.Module.to(module, device=device, dtype=getattr(torch, dtype))
     if channels_last:
-        torch.nn.Module.to(module, memory_format=torch.channels_last)
+        torch.nn.Module.to(module, memory_format=torch.channels_last)  # type: ignore[call-overload]
     module.eval().requires_grad_(False)
 
 

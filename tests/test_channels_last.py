@@ -115,7 +115,10 @@ def test_exact_with_a_controlnet_and_a_lora_is_bit_identical_as_well(host: Host)
     pipeline.set_adapters(["pencil"], [0.5])
     made = pipeline(**PICTURE, image=outline(), generator=torch.Generator().manual_seed(1), output_type="latent").images
     wanted = made[0].detach().numpy()
-    use = {"controlnet": [{"name": "outline", "image": png()}], "lora": [{"name": "pencil", "weight": 0.5}]}
+    use: dict[str, Any] = {
+        "controlnet": [{"name": "outline", "image": png()}],
+        "lora": [{"name": "pencil", "weight": 0.5}],
+    }
     assert np.array_equal(draw(host, **use), wanted)
 
 
