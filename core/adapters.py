@@ -41,11 +41,15 @@ class LowRank:
 
     def added(self, layer: nn.Module, inputs: torch.Tensor, weight: float) -> torch.Tensor:
         """What is added to the layer's output for these inputs."""
+        scale = weight * self.scale
         if isinstance(layer, nn.Conv2d):
             low = functional.conv2d(inputs, self.down, None, layer.stride, layer.padding, layer.dilation)
-            return functional.conv2d(low, self.up) * (weight * self.scale)
+            change = functional.conv2d(low, self.up)
+            return change if scale == 1 else change.mul_(scale)
         rows = inputs.reshape(-1, inputs.shape[-1])  # as torch does where weights could be trained, such as peft's
-        change = functional.linear(functional.linear(rows, self.down), self.up) * (weight * self.scale)
+        change = functional.linear(functional.linear(rows, self.down), self.up)
+        if scale != 1:
+            change.mul_(scale)
         return change.view(*inputs.shape[:-1], -1)
 
 

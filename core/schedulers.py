@@ -1,14 +1,19 @@
 """Schedulers by name, made fresh for every picture from the model's own scheduler config."""
 
+import copy
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
 import diffusers
+import torch
 
 MakeScheduler = Callable[[Mapping[str, Any]], Any]
 """Takes the model's scheduler config, gives a new scheduler object."""
+
+MOST_CONFIGS = 64  # of models, which a scheduler is kept for
 
 KARRAS = {"use_karras_sigmas": True}
 
@@ -53,12 +58,29 @@ def suits(name: str, flow: bool) -> bool:
 
 @dataclass(frozen=True)
 class FromDiffusers:
-    """Makes one of diffusers' schedulers, the model's config carried over as diffusers does."""
+    """Makes one of diffusers' schedulers, the model's config carried over as diffusers does.
+
+    The first one for a config is kept as it was made and never used; copying it takes a sixth of the time.
+    """
 
     class_name: str
     changes: Mapping[str, Any]
+    _unused: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, config: Mapping[str, Any]) -> Any:
+        try:
+            key = json.dumps(config, sort_keys=True)
+        except TypeError:  # a plugin may put anything into one
+            return self._made(config)
+        unused = self._unused.get(key)
+        if unused is None:
+            if len(self._unused) >= MOST_CONFIGS:
+                self._unused.clear()
+            unused = self._unused[key] = self._made(config)
+        return copy.deepcopy(unused)
+
+    @torch.inference_mode(False)  # the copies are used in any thread
+    def _made(self, config: Mapping[str, Any]) -> Any:
         return getattr(diffusers, self.class_name).from_config(dict(config), **self.changes)
 
 

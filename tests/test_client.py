@@ -194,7 +194,9 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize(
-    "url", [f"ws://127.0.0.1:{free_port()}/ws", "ws://127.0.0.1:99999/ws", "nonsense", "http://127.0.0.1/ws", "ws://"]
+    "url",
+    [f"ws://127.0.0.1:{free_port()}/ws", "ws://127.0.0.1:99999/ws", "nonsense", "http://127.0.0.1/ws", "ws://"],
+    ids=["nobody there", "no such port", "no address", "no WebSocket", "no host"],
 )
 def test_a_host_that_cannot_be_reached_is_connection_lost(url: str) -> None:
     with (

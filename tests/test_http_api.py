@@ -303,7 +303,13 @@ def test_a_host_that_closes_says_so(own: tuple[Served, httpx2.Client]) -> None:
 def test_every_error_code_has_its_status() -> None:
     kinds = [kind for kind in vars(core_errors).values() if isinstance(kind, type)]
     of_core = {kind.code for kind in kinds if issubclass(kind, LatentwireError)}
-    cannot_happen = {"bad_settings", "duplicate_id", "unknown_subscription", "unknown_session"}
+    cannot_happen = {
+        "bad_settings",
+        "duplicate_id",
+        "unknown_subscription",
+        "unknown_session",
+        "superseded",
+    }  # no slots
     assert of_core - cannot_happen == set(errors.STATUS)
 
 

@@ -1,14 +1,16 @@
 """Every scheduler by name: it runs, and its predicted picture is right."""
 
 import asyncio
+import inspect
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 
 from latentwire.core.events import Event, Image, Latents, Step
-from latentwire.core.schedulers import FLOW, diffusers_schedulers, noise_level, predict_original
+from latentwire.core.schedulers import DIFFUSERS, FLOW, diffusers_schedulers, noise_level, predict_original
 
 from .conftest import Served
 
@@ -30,6 +32,42 @@ WANTED = {
 
 def test_the_names_that_the_field_knows_are_there() -> None:
     assert set(diffusers_schedulers()) >= WANTED
+
+
+@pytest.mark.parametrize("name", sorted(diffusers_schedulers()))
+def test_each_picture_has_a_scheduler_of_its_own_that_is_as_diffusers_makes_it(name: str) -> None:
+    class_name, changes, _ = DIFFUSERS[name]
+    config: dict[str, Any] = {} if name in FLOW else CONFIG
+    make = diffusers_schedulers()[name]
+    for _ in range(2):  # the second one must know nothing of what the first one did
+        made, wanted = make(config), getattr(diffusers, class_name).from_config(config, **changes)
+        assert type(made) is type(wanted)
+        assert made.config == wanted.config
+        assert_same_state(made, wanted)
+        for scheduler in (made, wanted):
+            scheduler.set_timesteps(4)
+        sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        for timestep in made.timesteps:
+            steps = [
+                scheduler.step(sample / 2, timestep, sample, **noise_of(scheduler)) for scheduler in (made, wanted)
+            ]
+            assert torch.equal(*(step.prev_sample for step in steps))
+        assert_same_state(made, wanted)
+
+
+def noise_of(scheduler: Any) -> dict[str, Any]:
+    """The same random numbers for each scheduler that takes some."""
+    takes = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": torch.Generator().manual_seed(1)} if takes else {}
+
+
+def assert_same_state(scheduler: Any, other: Any) -> None:
+    assert vars(scheduler).keys() == vars(other).keys()
+    for name, value in vars(scheduler).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value.nan_to_num(), vars(other)[name].nan_to_num()), name
+        elif name != "_internal_dict":
+            assert np.array_equal(value, vars(other)[name]) or isinstance(value, list), name
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
