@@ -72,10 +72,11 @@ def silent(host: HostProcess, crowd: Worker[Audience], count: int, steps: int, p
     """The others' delay without, with, and without those that read nothing; and what becomes of these."""
     crowd.call(Audience.open, READING + 1)
     crowd.call(Audience.job, READING, 0, 20, False, True)  # warms up
-    first = crowd.call(Audience.job, READING, 0, steps, False, True)
+    long = min(LONGEST, 5 * steps)  # so that the silent ones are blocked for a good while
+    first = crowd.call(Audience.job, READING, 0, long, False, True)
     ports = crowd.call(Audience.open, count)
     with Sockets(host).followed(ports) as followed:
-        with_them = crowd.call(Audience.job, READING, count, min(LONGEST, 5 * steps), False, True)
+        with_them = crowd.call(Audience.job, READING, count, long, False, True)
         followed.wait_until_gone(patience_s)
     last = crowd.call(Audience.job, READING, 0, steps, False, True)
     crowd.call(Audience.leave)

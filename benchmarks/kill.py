@@ -35,7 +35,7 @@ from statistics import median
 from typing import Any
 
 from PIL import Image as PILImage
-from serving import PROMPT
+from prompts import PROMPT
 
 from latentwire.client import Connection, ConnectionLost, Image, connect
 from latentwire.core.events import Picture

@@ -12,6 +12,7 @@ from plain import Plain
 
 from latentwire.client import Connection
 from latentwire.core.adapters import Weighted, added
+from latentwire.core.memory import keep_freed_memory
 from latentwire.core.settings import EMBEDDED_MODEL, MODELS_FOLDER
 from latentwire.plugins.lora.files import choose, read_adapter
 
@@ -45,6 +46,7 @@ class Mixed(Plain):
     """
 
     def __init__(self, dtype: str) -> None:
+        keep_freed_memory()  # as the host does; without it the forwards of many rows, and so the limit, are slower
         super().__init__(EMBEDDED_MODEL, dtype)
         unet = self.pipeline.unet
         self._net = diffusers.ControlNetModel.from_pretrained(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,11 @@ class HostProcess:
         """Bytes that had to be read from a disk for it so far."""
         read: int = psutil.Process(self._process.pid).io_counters().read_bytes
         return read
+
+    def logged(self, pattern: str) -> str:
+        """What the first group of a pattern last was in the log; an empty text if it never was there."""
+        found = [match[1] for _, line in list(self.log) if (match := re.search(pattern, line))]
+        return found[-1] if found else ""
 
     def wait_for_address(self) -> None:
         """Until it says where it listens.

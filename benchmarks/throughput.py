@@ -104,7 +104,9 @@ def main() -> None:
     options = parser.parse_args()
     model = {"path": EMBEDDED_MODEL, "dtype": options.dtype}
     with Worker(Mixed, options.dtype) as plain, served({"models.emoji": model}) as host:
-        show("throughput", options, results=asyncio.run(measure(host.socket, plain, options)))
+        results = asyncio.run(measure(host.socket, plain, options))
+        knee = int(host.logged(r"up to (\d+) rows") or 0) or None  # as the host has measured it, unless it was set
+        show("throughput", options, most_rows_of_a_forward=knee, results=results)
 
 
 if __name__ == "__main__":
