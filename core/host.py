@@ -182,9 +182,8 @@ class Host:
         """Load the default model and run two steps through it, so that the first client waits for nothing."""
         begin = time.monotonic()
         build = self.runner.build_for(GenerateRequest(prompt=""))
-        self.runner.rehearse(build, self._log_load)
         wanted = self.settings.engine.max_batch_rows
-        pace = self.runner.measure(build, wanted or MOST_ROWS, MEASURING_S)
+        pace = self.runner.rehearse(build, self._log_load, wanted or MOST_ROWS, MEASURING_S)
         if pace is not None:
             self.engine.policy.learn(pace, wanted)
             log.info("up to %d rows share a forward", self.engine.policy.most_rows)

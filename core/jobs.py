@@ -176,15 +176,16 @@ class Job:
             self.emit(event)
             return len(self._pictures) == len(self.seeds)
 
-    def add_runs(self, runs: list[Run]) -> bool:
-        """Take note of its runs, to stop and pause them with the job; False when it is over and they must not start."""
+    def begin(self, runs: list[Run], submit: Callable[..., None]) -> None:
+        """Hand its runs to the engine by `submit`, unless it is over; they are stopped and paused with the job."""
         with self._lock:
-            if not self._over:
-                self._state = "running"  # unless the engine says that they have to wait
-                self._runs += runs
-                for run in runs:
-                    run.pause(self._paused)
-            return not self._over
+            if self._over:
+                return
+            self._runs = runs
+            for run in runs:
+                run.pause(self._paused)
+            submit(*runs)
+            self._state = "running"  # unless the engine says that they have to wait
 
     def pause(self, paused: bool) -> bool:
         """Let it wait before its next step, or go on; whether that changed anything."""

@@ -16,6 +16,7 @@ from .gates import ungated
 
 FEWEST = 2  # rows of one picture with guidance
 WORTH = 1.05  # a bigger forward must give so many times the rows a second
+QUICK_S = 0.1
 REPETITIONS = 3
 TOKENS = 77  # of a prompt, as CLIP takes it
 TOKENS_FOR_T5 = 256
@@ -30,11 +31,16 @@ class Pace:
 
     @property
     def knee(self) -> int | None:
-        """The fewest rows that give nearly as many rows a second as any number tried; None if only one was."""
+        """The most rows that are worth sharing a forward; None if only one number was tried.
+
+        The fewest that give nearly as many rows a second as any number tried. But a forward so quick that nobody minds
+        its wait is never split: what a busy machine made of the measurement must not cost speed for good.
+        """
         if len(self.measured) < 2:
             return None
         best = max(rows / seconds for rows, seconds in self.measured.items())
-        return min(rows for rows, seconds in self.measured.items() if rows / seconds * WORTH >= best)
+        knee = min(rows for rows, seconds in self.measured.items() if rows / seconds * WORTH >= best)
+        return max(knee, *(rows for rows, seconds in self.measured.items() if seconds <= QUICK_S or rows == FEWEST))
 
     def seconds(self, rows: int) -> float:
         """What a forward of so many rows takes: in proportion between those measured, by rows beyond them."""
@@ -49,10 +55,10 @@ class Pace:
 
 
 def measure(forward: Callable[[int], None], most_rows: int, budget_s: float) -> Pace | None:
-    """Time forwards of two rows, four, and so on up to the most, each a few times, the quickest one counts.
+    """Time forwards of two rows, four, and so on up to the most; a few rounds, of which the quickest counts.
 
-    It ends before a size that would likely take more than what is left of the budget, so a slow model costs little
-    more than its smallest forward; and where memory runs out.
+    A size that would likely take more than what is left of the budget is left out, so a slow model costs little more
+    than its smallest forward; and so is one for which memory runs out.
 
     Args:
         forward: Makes one forward of so many rows and waits for its end.
@@ -62,18 +68,19 @@ def measure(forward: Callable[[int], None], most_rows: int, budget_s: float) -> 
     """
     end = perf_counter() + budget_s
     measured: dict[int, float] = {}
-    rows, expected = FEWEST, 0.0
-    while rows <= max(most_rows, FEWEST) and perf_counter() + expected <= end:
-        times: list[float] = []
-        try:
-            while len(times) < REPETITIONS and perf_counter() + min(times, default=0.0) <= end:
+    most = max(most_rows, FEWEST)
+    for _ in range(REPETITIONS):  # in rounds: what disturbs one moment disturbs no size each time
+        rows, expected = FEWEST, 0.0
+        while rows <= most and perf_counter() + expected <= end:
+            try:
                 begin = perf_counter()
                 forward(rows)
-                times.append(perf_counter() - begin)
-        except (torch.OutOfMemoryError, MemoryError):
-            break
-        measured[rows] = min(times)
-        rows, expected = 2 * rows, 2 * measured[rows]
+                seconds = perf_counter() - begin
+            except (torch.OutOfMemoryError, MemoryError):
+                most = rows // 2
+                break
+            measured[rows] = min(seconds, measured.get(rows, seconds))
+            rows, expected = 2 * rows, 2 * measured[rows]
     return Pace(measured) if measured else None
 
 

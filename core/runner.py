@@ -4,7 +4,6 @@ Preparing and finishing happen in worker threads; only the pipeline calls are on
 """
 
 import inspect
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from time import monotonic
@@ -80,8 +79,8 @@ class Runner:
         self._check_size(request.width or card.size, request.height or card.size)
         return PipelineBuild(model=model, scheduler=scheduler, dtype=self._store.dtype_of(model))
 
-    def rehearse(self, build: PipelineBuild, progress: Progress) -> None:
-        """Load a build and make two steps with it, without plugins; blocks until done.
+    def rehearse(self, build: PipelineBuild, progress: Progress, most_rows: int, budget_s: float) -> Pace | None:
+        """Load a build, make two steps with it, without plugins, and time its denoiser; blocks until done.
 
         Raises:
             UnknownModel, ModelLoadError, and whatever the pipeline raises.
@@ -90,36 +89,23 @@ class Runner:
         try:
             scheduler = self._registry.new_scheduler(build.scheduler, lease.card.scheduler_config)
             pipeline = _pipeline(build, lease, scheduler)
-            self._in_engine(partial(pipeline, "", num_inference_steps=2, output_type="pt"))
-        finally:
-            self._store.release(lease)
-
-    def measure(self, build: PipelineBuild, most_rows: int, budget_s: float) -> Pace | None:
-        """Time forwards of a build's denoiser over growing numbers of rows; blocks until done.
-
-        Raises:
-            Whatever a forward raises.
-        """
-        lease = self._store.lease(build)
-        try:
             denoiser = lease.components[lease.card.row.denoiser]
-            pace: Pace | None = self._in_engine(partial(measure_denoiser, denoiser, lease.device, most_rows, budget_s))
-            return pace
+            outcome: Future[Pace | None] = Future()
+
+            def run() -> Pace | None:
+                pipeline("", num_inference_steps=2, output_type="pt")
+                return measure_denoiser(denoiser, lease.device, most_rows, budget_s)
+
+            def done(pace: Pace | None, error: BaseException | None) -> None:
+                if error is None:
+                    outcome.set_result(pace)
+                else:
+                    outcome.set_exception(error)
+
+            self._engine.submit(Run("fast", run, done))
+            return outcome.result()
         finally:
             self._store.release(lease)
-
-    def _in_engine(self, call: Callable[[], Any]) -> Any:
-        """What a call gives on the engine's thread; blocks until it has."""
-        outcome: Future[Any] = Future()
-
-        def done(result: Any, error: BaseException | None) -> None:
-            if error is None:
-                outcome.set_result(result)
-            else:
-                outcome.set_exception(error)
-
-        self._engine.submit(Run("fast", call, done))
-        return outcome.result()
 
     def mode_for(self, request: GenerateRequest) -> Mode:
         return request.mode or self._settings.defaults.mode
@@ -151,8 +137,7 @@ class Runner:
             calls = [self._call_for(job, index, build, lease) for index in range(len(job.seeds))]
             job.tuning = job.first_tuning = tuning_of(build, calls[0], lease)
             runs = [self._run_for(job, index, build, call, lease) for index, call in enumerate(calls)]
-            if job.add_runs(runs):
-                self._engine.submit(*runs)
+            job.begin(runs, self._engine.submit)
         except BaseException as error:
             job.fail(error)
 

@@ -15,6 +15,7 @@ from latentwire.server.app import create_app
 from latentwire.server.serve import server_config
 
 START_TIMEOUT_S = 90
+ENGINE = {"device": "cpu", "max_batch_rows": 32}  # not measured: what else the machine does must not decide who shares
 
 # Plain pipelines run on the main thread beside the hosts' engines. With a team of threads for each, all would sleep
 # between kernels (core/threads.py); and a plain picture has the same bits as an engine's only on as many threads.
@@ -30,7 +31,7 @@ def host() -> Iterator[Host]:
 
 @contextmanager
 def running_host(**settings: Any) -> Iterator[Host]:
-    host = Host(Settings.model_validate({"discover": False, "engine": {"device": "cpu"}, **settings}))
+    host = Host(Settings.model_validate({"discover": False, "engine": ENGINE, **settings}))
     try:
         yield host
     finally:
@@ -49,7 +50,7 @@ class Served:
 @contextmanager
 def serving(**settings: Any) -> Iterator[Served]:
     """Serve a new host from a thread, its model warmed up."""
-    host = Host(Settings.model_validate({"discover": False, "engine": {"device": "cpu"}, **settings}))
+    host = Host(Settings.model_validate({"discover": False, "engine": ENGINE, **settings}))
     server = uvicorn.Server(server_config(create_app(host)))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
