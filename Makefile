@@ -12,7 +12,7 @@ serve: $(VENV)/serve.done
 	$(BIN)/latentwire serve $(ARGS)
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .
