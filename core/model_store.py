@@ -23,6 +23,7 @@ import transformers
 from .adapters import Adapter, Weighted
 from .build import PipelineBuild
 from .checkpoint import Checkpoint, describe_checkpoint, load_part
+from .cpu import is_slow
 from .errors import InvalidParams, LatentwireError, ModelLoadError, NotLoaded, UnknownModel
 from .families import FAMILIES, Family
 from .gates import gated_parts, install_gate, remove_gates
@@ -151,6 +152,12 @@ class ModelStore:
         self._numbers = itertools.count(1)
         self._turns: dict[str, WeakSet[torch.nn.Module]] = {}
         self.shelf: Shelf[Key] = Shelf(budget, changed)
+        for name, settings in models.items():
+            if device.type == "cpu" and is_slow(settings.dtype):
+                message = (
+                    "model %s shall be in %s, which this CPU has no instructions for: many times slower than float32"
+                )
+                log.warning(message, name, settings.dtype)
 
     def names(self) -> list[str]:
         """The configured models."""
