@@ -26,6 +26,7 @@ import torch
 
 from .adapters import Weighted, added
 from .batching import split
+from .compiled import CompiledForward
 from .errors import HostClosing, InternalError, LatentwireError
 from .gates import Gate, RunGreenlet, Waiting
 from .requests import Mode
@@ -186,6 +187,8 @@ class Engine:
             other = run._waiting
             if run is first or other is None or other.gate is not waiting.gate or run.mode != first.mode:
                 continue
+            if first.mode == "reproducible" and other.compiled(run.adapters) is not waiting.compiled(first.adapters):
+                continue  # a row's bits must not depend on whether its neighbours may be compiled
             if other.parts and rows + other.parts.rows <= limit and all(other.parts.fits(parts) for parts in group):
                 chosen.append(run)
                 group.append(other.parts)
@@ -232,11 +235,14 @@ class Engine:
         rows = [part.rows for part in parts]
         gate = calls[0].gate
         padded = runs[0].mode == "reproducible" and gate.spec.bucketed and bool(parts)
-        if gate.batcher is None or (len(calls) == 1 and not padded):
+        total = max(sum(rows), self._bucket) if padded else sum(rows)
+        compiled = _compiled(runs, calls, total)
+        if gate.batcher is None or (len(calls) == 1 and not padded and compiled is None):
             with _adapters_of(gate, [(1, runs[0].adapters)]):
                 return [call.run() for call in calls]
-        total = max(sum(rows), self._bucket) if padded else sum(rows)
         arguments = gate.batcher.put_together(parts, total)
+        if compiled is not None:
+            return split(compiled(strict=padded, **arguments), rows)
         groups = [(count, run.adapters) for count, run in zip(rows, runs, strict=True)]
         if total > sum(rows):
             groups.append((total - sum(rows), ()))
@@ -275,6 +281,15 @@ class Engine:
                 return
             except BaseException:
                 log.exception("a run's end could not be told")
+
+
+def _compiled(runs: Sequence[Run], calls: Sequence[Waiting], rows: int) -> CompiledForward | None:
+    """The compiled forward that may make all of these calls in one of so many rows."""
+    if runs[0].mode == "exact":
+        return None
+    found = {call.compiled(run.adapters) for run, call in zip(runs, calls, strict=True)}
+    compiled = found.pop()
+    return compiled if compiled is not None and not found and compiled.fits(rows) else None
 
 
 def _adapters_of(gate: Gate, groups: Sequence[tuple[int, Sequence[Weighted]]]) -> AbstractContextManager[None]:

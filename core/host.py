@@ -64,7 +64,9 @@ class Host:
         self.subscriptions = Subscriptions()
         self.state_subscriptions: set[Subscription] = set()
         memory = settings.engine.memory_mib
-        self.store = ModelStore(local_models(settings.models), self.device, memory and memory << 20, self.state_changed)
+        most_rows = max(settings.engine.max_batch_rows or 64, settings.engine.reproducible_rows)
+        models = local_models(settings.models)
+        self.store = ModelStore(models, self.device, memory and memory << 20, self.state_changed, most_rows)
         self.images = ImageStore(settings.limits.images_mib << 20)
         self.engine = Engine(settings.engine.max_batch_rows or 32, settings.engine.reproducible_rows)
         self.jobs = JobTable(settings.limits)

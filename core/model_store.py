@@ -23,6 +23,7 @@ import transformers
 from .adapters import Adapter, Weighted
 from .build import PipelineBuild
 from .checkpoint import Checkpoint, describe_checkpoint, load_part
+from .compiled import compile_denoiser
 from .cpu import is_slow
 from .errors import InvalidParams, LatentwireError, ModelLoadError, NotLoaded, UnknownModel
 from .families import FAMILIES, Family
@@ -134,6 +135,7 @@ class ModelStore:
         device: Where components live.
         budget: Bytes that everything loaded may take; None: no bound.
         changed: Told, from any thread, when something was loaded, put away, or changed hands.
+        most_rows: Of one forward, which a denoiser is compiled for.
     """
 
     def __init__(
@@ -142,9 +144,11 @@ class ModelStore:
         device: torch.device,
         budget: int | None = None,
         changed: Callable[[], None] = lambda: None,
+        most_rows: int = 64,
     ) -> None:
         self._models = models
         self._device = device
+        self._most_rows = most_rows
         self._lock = threading.Lock()
         self._cards: dict[str, ModelCard] = {}
         self._brought: dict[tuple[Kind, str], Brought] = {}
@@ -367,6 +371,8 @@ class ModelStore:
         for part in gated_parts(component):
             install_gate(part, name)
         log.info("loaded %s of model %s as %s", name, card.name, dtype)
+        if name == card.row.denoiser and settings.compile:
+            compile_denoiser(component, self._device, self._most_rows, card.name)
         return Loaded(component, put_away=partial(remove_gates, gated_parts(component)))
 
     def _load_brought(self, brought: Brought, dtype: str) -> Loaded:
