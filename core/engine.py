@@ -18,6 +18,7 @@ import torch
 
 from .adapters import Weighted, added
 from .batching import split
+from .compiled import CompiledForward
 from .errors import HostClosing, InternalError
 from .gates import Gate, RunGreenlet, Waiting
 from .policy import Policy, times_to_begin
@@ -213,11 +214,14 @@ class Engine:
         rows = [part.rows for part in parts]
         gate = calls[0].gate
         padded = runs[0].mode == "reproducible" and gate.spec.bucketed and bool(parts)
-        if gate.batcher is None or (len(calls) == 1 and not padded):
+        total = max(sum(rows), self._bucket) if padded else sum(rows)
+        compiled = _compiled(runs, calls, total)
+        if gate.batcher is None or (len(calls) == 1 and not padded and compiled is None):
             with _adapters_of(gate, [(1, runs[0].adapters)]):
                 return [call.run() for call in calls]
-        total = max(sum(rows), self._bucket) if padded else sum(rows)
         arguments = gate.batcher.put_together(parts, total)
+        if compiled is not None:
+            return split(compiled(strict=padded, **arguments), rows)
         groups = [(count, run.adapters) for count, run in zip(rows, runs, strict=True)]
         if total > sum(rows):
             groups.append((total - sum(rows), ()))
@@ -297,6 +301,15 @@ def _told(listener: Any, *facts: Any) -> None:
 
 def _adapters_key(run: Run) -> list[tuple[int, float]]:
     return [(id(adapter), weight) for adapter, weight in run.adapters]
+
+
+def _compiled(runs: Sequence[Run], calls: Sequence[Waiting], rows: int) -> CompiledForward | None:
+    """The compiled forward that may make all of these calls in one of so many rows."""
+    if runs[0].mode == "exact":
+        return None
+    found = {call.compiled(run.adapters) for run, call in zip(runs, calls, strict=True)}
+    compiled = found.pop()
+    return compiled if compiled is not None and not found and compiled.fits(rows) else None
 
 
 def _adapters_of(gate: Gate, groups: Sequence[tuple[int, Sequence[Weighted]]]) -> AbstractContextManager[None]:

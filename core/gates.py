@@ -9,7 +9,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -20,6 +20,9 @@ from .adapters import Weighted
 from .batching import SPECS, UNSHARED, Batcher, BatchSpec, Parts, nothing
 from .remembered import Remembered
 from .requests import Mode
+
+if TYPE_CHECKING:
+    from .compiled import CompiledForward
 
 REMEMBERED_BYTES = 128 << 20  # of one text encoder: 500 prompts of Stable Diffusion 1.5, 20 of SDXL's larger encoder
 
@@ -63,6 +66,7 @@ class Gate:
         self.component = component
         self.spec = SPECS.get(type(module).__name__, UNSHARED)
         self.batcher = Batcher(self.spec, self.forward) if self.spec.rows else None
+        self.compiled: CompiledForward | None = None
         self._module = module
 
     @functools.cached_property
@@ -236,21 +240,28 @@ class Waiting:
     def spec(self) -> BatchSpec:
         return self.gate.spec
 
+    def compiled(self, adapters: Sequence[Weighted]) -> "CompiledForward | None":
+        """The compiled forward that may make this call, for a run with those adapters; never one in mode exact."""
+        compiled = self.gate.compiled
+        if compiled is None or self.parts is None or not compiled.takes(self.parts):
+            return None
+        return None if any(self.gate.component in adapter.layers for adapter, _ in adapters) else compiled
+
     def run(self) -> Any:
         """The call as it came."""
         self.alone = True
         return self.gate.forward(*self.args, **self.kwargs)
 
 
-def ungated(module: nn.Module) -> Callable[..., Any]:
-    """A module's own forward, whether or not it has a gate."""
+def gate_of(module: nn.Module) -> Gate | None:
+    """The gate before a module's forward; None where it has none."""
     gate = getattr(module.forward, "__wrapped_gate__", None)
-    return gate.forward if isinstance(gate, Gate) else module.forward
+    return gate if isinstance(gate, Gate) else None
 
 
 def install_gate(module: nn.Module, component: str = "") -> None:
     """Put a gate before the module's forward, once."""
-    if isinstance(getattr(module.forward, "__wrapped_gate__", None), Gate):
+    if gate_of(module) is not None:
         return
     if type(module).__name__ == "ControlNetModel":
         gate: Gate = ControlNetGate(module, component)

@@ -75,7 +75,9 @@ class Host:
         self.subscriptions = Subscriptions()
         self.state_subscriptions: set[Subscription] = set()
         memory = settings.engine.memory_mib
-        self.store = ModelStore(local_models(settings.models), self.device, memory and memory << 20, self.state_changed)
+        most_rows = max(settings.engine.max_batch_rows or MOST_ROWS, settings.engine.reproducible_rows)
+        models = local_models(settings.models)
+        self.store = ModelStore(models, self.device, memory and memory << 20, self.state_changed, most_rows)
         self.images = ImageStore(settings.limits.images_mib << 20)
         engine = settings.engine
         self.engine = Engine(engine.max_batch_rows or DEFAULT_ROWS, engine.reproducible_rows, engine.max_running)

@@ -23,6 +23,8 @@ import transformers
 from .adapters import Adapter, Weighted
 from .build import PipelineBuild
 from .checkpoint import Checkpoint, describe_checkpoint, load_part
+from .compiled import compile_denoiser
+from .cpu import is_slow
 from .errors import InvalidParams, LatentwireError, ModelLoadError, NotLoaded, UnknownModel
 from .families import FAMILIES, Family
 from .gates import gated_parts, install_gate, remove_gates
@@ -133,6 +135,7 @@ class ModelStore:
         device: Where components live.
         budget: Bytes that everything loaded may take; None: no bound.
         changed: Told, from any thread, when something was loaded, put away, or changed hands.
+        most_rows: Of one forward, which a denoiser is compiled for.
     """
 
     def __init__(
@@ -141,9 +144,11 @@ class ModelStore:
         device: torch.device,
         budget: int | None = None,
         changed: Callable[[], None] = lambda: None,
+        most_rows: int = 64,
     ) -> None:
         self._models = models
         self._device = device
+        self._most_rows = most_rows
         self._lock = threading.Lock()
         self._cards: dict[str, ModelCard] = {}
         self._brought: dict[tuple[Kind, str], Brought] = {}
@@ -151,6 +156,12 @@ class ModelStore:
         self._numbers = itertools.count(1)
         self._turns: dict[str, WeakSet[torch.nn.Module]] = {}
         self.shelf: Shelf[Key] = Shelf(budget, changed)
+        for name, settings in models.items():
+            if device.type == "cpu" and is_slow(settings.dtype):
+                message = (
+                    "model %s shall be in %s, which this CPU has no instructions for: many times slower than float32"
+                )
+                log.warning(message, name, settings.dtype)
 
     def names(self) -> list[str]:
         """The configured models."""
@@ -360,6 +371,8 @@ class ModelStore:
         for part in gated_parts(component):
             install_gate(part, name)
         log.info("loaded %s of model %s as %s", name, card.name, dtype)
+        if name == card.row.denoiser and settings.compile:
+            compile_denoiser(component, self._device, self._most_rows, card.name)
         return Loaded(component, put_away=partial(remove_gates, gated_parts(component)))
 
     def _load_brought(self, brought: Brought, dtype: str) -> Loaded:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .gates import ungated
+from .gates import gate_of
 
 FEWEST = 2  # rows of one picture with guidance
 WORTH = 1.05  # a bigger forward must give so many times the rows a second
@@ -96,7 +96,8 @@ def measure_denoiser(module: Any, device: torch.device, most_rows: int, budget_s
     """
     if made_up_inputs(module, FEWEST, device) is None:
         return None
-    call = ungated(module)
+    gate = gate_of(module)
+    call = module.forward if gate is None else gate.compiled or gate.forward
 
     def forward(rows: int) -> None:
         call(**(made_up_inputs(module, rows, device) or {}))
@@ -107,7 +108,10 @@ def measure_denoiser(module: Any, device: torch.device, most_rows: int, budget_s
 
 
 def made_up_inputs(module: Any, rows: int, device: torch.device) -> dict[str, Any] | None:
-    """Keyword arguments for a forward of a denoiser at its own size; None for a kind that is not known here."""
+    """Keyword arguments for a forward of a denoiser at its own size, as pipelines give them.
+
+    None for a kind that is not known here.
+    """
     config, dtype = module.config, module.dtype
 
     def noise(*shape: int) -> torch.Tensor:
@@ -117,7 +121,7 @@ def made_up_inputs(module: Any, rows: int, device: torch.device) -> dict[str, An
     size = config.get("sample_size")
     if not isinstance(size, int):
         return None
-    inputs: dict[str, Any] = {"timestep": torch.full((rows,), 500.0, device=device)}
+    inputs: dict[str, Any] = {"timestep": torch.full((rows,), 500.0, device=device), "return_dict": False}
     if name == "SD3Transformer2DModel":
         inputs["hidden_states"] = noise(config.in_channels, size, size)
         inputs["encoder_hidden_states"] = noise(TOKENS + TOKENS_FOR_T5, config.joint_attention_dim)

@@ -146,6 +146,8 @@ class Policy:
             other = run.waiting
             if run is first or other is None or other.gate is not waiting.gate or run.mode != first.mode:
                 continue
+            if first.mode == "reproducible" and other.compiled(run.adapters) is not waiting.compiled(first.adapters):
+                continue  # a row's bits must not depend on whether its neighbours may be compiled
             if first.mode == "fast" and not riders and self._rank(run) > rank:
                 riders = True
                 limit = min(limit, self._rows_with_riders(rows))

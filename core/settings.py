@@ -106,6 +106,9 @@ class ModelSettings(Section):
     channels_last: bool = Field(
         False, description="denoiser, autoencoder and ControlNets in that memory format: faster or slower, other bits"
     )
+    compile: bool = Field(
+        False, description="compile the denoiser when it is loaded, for modes fast and reproducible; takes a minute"
+    )
     vae_slicing: bool = Field(False, description="decode the pictures of a batch one by one, for less memory")
     cpu_offload: bool = Field(False, description="keep components in main memory, on the GPU only while they work")
     vae_tiling: bool = Field(False, description="encode and decode large pictures in tiles, for less memory")
@@ -114,6 +117,8 @@ class ModelSettings(Section):
     def _one_source(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError("wanted either path, a folder or file, or hub, a hub id")
+        if self.compile and self.cpu_offload:
+            raise ValueError("wanted either compile or cpu_offload: what is compiled stays on its device")
         return self
 
 
