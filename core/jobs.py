@@ -46,6 +46,7 @@ class Job:
         tuning: What of it may be changed, as it is now; None until its pictures are ready to begin.
         first_tuning: The same as its pictures were made ready with.
         steps_shown: How many steps of a picture its client has been shown so far.
+        when_shown: Called when there are more, or it rests: a newer request of its slot may begin then.
     """
 
     client: str
@@ -85,6 +86,11 @@ class Job:
     def place(self) -> int | None:
         """Its place in the queue, from 1; None where it does not wait there."""
         return self._place.position if self._place is not None and self._state == "queued" else None
+
+    @property
+    def still_to_be_shown(self) -> bool:
+        """Whether a newer request of its slot has to wait until its client has been shown more; not while it rests."""
+        return not self._paused and self.steps_shown < self.request.min_steps_shown
 
     def emit(self, event: Event) -> None:
         """Tell all who watch, unless the job is over, or the event is a late one of a finished picture."""
@@ -196,7 +202,8 @@ class Job:
             for run in self._runs:
                 run.pause(paused)
             self.emit(Paused(self.id) if paused else Resumed(self.id))
-            return True
+        self.when_shown()
+        return True
 
     def change(self, tuning: Tuning) -> None:
         """Let its pictures go on with other values from their next step on."""

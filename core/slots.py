@@ -85,7 +85,7 @@ class Slots:
                 older = slot.running = None
             if slot.waiting is not None and slot.waiting[0].outcome.done():  # cancelled meanwhile
                 slot.waiting = None
-            if slot.waiting is None or (older is not None and older.steps_shown < older.request.min_steps_shown):
+            if slot.waiting is None or (older is not None and older.still_to_be_shown):
                 return
             job, begin = slot.waiting
             slot.running, slot.waiting = job, None

@@ -194,3 +194,15 @@ async def test_a_client_may_have_only_so_many_slots(served: Served) -> None:
         assert (await client.error(64, "generate", **LIVE | {"slot": "one more"}))["code"] == "too_many_jobs"
         await client.send(65, "generate", **LIVE | {"slot": "0"})
         assert (await until_all_ended(client, {65}))[65]["event"] == "result"
+
+
+@in_loop
+async def test_a_paused_request_gives_way_whatever_it_has_shown(served: Served) -> None:
+    async with wire(served.url) as client:
+        await client.send(1, "generate", **LONG | {"slot": "canvas", "min_steps_shown": 1000})
+        job = (await client.until("step", 1))["job"]
+        await client.send(2, "generate", **LIVE)
+        await client.until("accepted", 2)
+        await client.ask("jobs.pause", job=job)
+        ends = await until_all_ended(client, {1, 2})
+    assert (ends[1]["code"], ends[2]["event"]) == ("superseded", "result")
