@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from .describe import describe
-from .errors import InvalidParams, JobCancelled
+from .errors import InvalidParams, JobCancelled, LatentwireError, TooManyJobs, copied
 from .events import Accepted, Event, StateChanged, Subscribed
 from .hookspecs import UpdateContext
 from .image_store import image_id
@@ -89,8 +89,12 @@ async def generate(context: CommandContext, request: GenerateRequest) -> dict[st
     host = context.host
     host.runner.build_for(request)  # refuse now what cannot run
     job = Job(context.client, request, request.seeds(), context.emit)
-    host.slots.number(job)
     host.jobs.add(job, leaving=host.slots.of(job.client, request.slot))
+    try:
+        host.slots.number(job)
+    except TooManyJobs as error:
+        job.fail(error)
+        raise
     job.emit(Accepted(job.id, job.seeds))
     host.slots.begin(job, partial(host.runner.start, job))
     outcome = asyncio.wrap_future(job.outcome)
@@ -145,19 +149,25 @@ async def jobs_watch(context: CommandContext, params: WatchParams) -> dict[str, 
         context.emit(job.state)
         for picture in job.pictures:
             context.emit(host.with_data(picture))
-        return job.outcome.result()
-    watcher = Watcher(params.stream, context.emit)
-    outcome = asyncio.wrap_future(job.outcome)
+        if job.error is not None:
+            raise copied(job.error)
+        return job.result or {}
     with host.subscriptions.open(context.client) as subscription:
+        watcher = Watcher(params.stream, context.emit, subscription.end_soon)
         context.emit(Subscribed(subscription.id))
-        job.watch(watcher)
-        outcome.add_done_callback(lambda _: subscription.end())
         try:
-            await subscription.wait()
+            if job.watch(watcher):
+                await subscription.wait()
+            else:  # it has just ended
+                await asyncio.to_thread(job.outcome.exception)
         finally:
             job.unwatch(watcher)
-            outcome.add_done_callback(asyncio.Future.exception)  # its own client hears of it
-    return outcome.result() if outcome.done() else {"subscription": subscription.id}
+    if not job.outcome.done():
+        return {"subscription": subscription.id}
+    error = job.outcome.exception()
+    if isinstance(error, LatentwireError):
+        raise copied(error)
+    return job.outcome.result()
 
 
 async def jobs_pause(context: CommandContext, params: JobParams) -> dict[str, Any]:

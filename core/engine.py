@@ -19,14 +19,15 @@ import torch
 from .adapters import Weighted, added
 from .batching import split
 from .compiled import CompiledForward
-from .errors import HostClosing, InternalError
+from .errors import HostClosing, InternalError, copied
 from .gates import Gate, RunGreenlet, Waiting
 from .policy import Policy, times_to_begin
 from .run import Run
 
 log = logging.getLogger(__name__)
 
-PLACES_PERIOD_S = 0.5  # how often the queue is told where it stands, but for news
+PLACES_PERIOD_S = 0.5  # how often the queue is told where it stands
+NEWS_PERIOD_S = 0.1  # the same, where something has changed
 RECENT_FORWARDS = 20  # that the pace is a running mean of
 
 
@@ -59,12 +60,15 @@ class Engine:
         self._closing = False
         self._queue: list[Run] = []  # those whose turn has not come yet, in order of arrival
         self._runs: list[Run] = []  # those that wait at a gate, the longest waiting first
+        self._chosen: list[Run] = []  # those whose forward is being made
         self._begun = 0
         self._ended = 0  # of those that had begun
         self._seconds_per_row: float | None = None  # of the denoiser, all that happens between its forwards included
         self._last_forward = 0.0
         self._places_told = 0.0
         self._queue_is_news = False  # it, or the room for it, has changed
+        self._places_are_news = False
+        self._cores = torch.get_num_threads()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
@@ -110,18 +114,33 @@ class Engine:
             self._news.notify()
 
     def _loop(self) -> None:
+        torch.set_num_threads(self._cores)  # whatever another thread has just set for those yet to come
         # Over the whole thread: a no_grad block that one greenlet leaves must not switch gradients on for another.
         with torch.inference_mode():
             while self._admit():
-                self._drop_stopped()
-                self._begin()
-                ready = [run for run in self._runs if not run.paused]
-                if ready:
-                    # those with equal adapters side by side: one sum for all of them
-                    chosen = sorted(self.policy.next_forward(ready), key=_adapters_key)
-                    self._runs = [run for run in self._runs if run not in chosen]
-                    self._advance(chosen)
-                self._tell_places()
+                try:
+                    self._turn()
+                except Exception:  # a fault of ours, not of a run: the host lives, at the price of those that are here
+                    log.exception("a turn of the engine failed")
+                    error = InternalError("a turn of the engine failed; see the host's log")
+                    for run in [*self._queue, *self._runs]:
+                        run.stop(copied(error))
+                    for run in self._chosen:
+                        if run.greenlet is not None and run not in self._runs:  # between two gates
+                            self._resume(run, error=copied(error))
+
+    def _turn(self) -> None:
+        """One forward, and all that is due before it."""
+        self._drop_stopped()
+        self._begin()
+        ready = [run for run in self._runs if not run.paused]
+        if ready:
+            # those with equal adapters side by side: one sum for all of them
+            self._chosen = sorted(self.policy.next_forward(ready), key=_adapters_key)
+            self._runs = [run for run in self._runs if run not in self._chosen]
+            self._advance(self._chosen)
+            self._chosen = []
+        self._tell_places()
 
     def _admit(self) -> bool:
         """Take in what has arrived, waiting while there is nothing to do; False when the engine shall end."""
@@ -168,7 +187,7 @@ class Engine:
             run.greenlet = RunGreenlet(run.call, run)
             _told(run.began, self._seconds_of(run))
             self._resume(run)
-        self._tell_places(news=True)
+        self._places_are_news = True
 
     def _advance(self, runs: Sequence[Run]) -> None:
         """Run one forward for all of `runs`, and each on to its next gate."""
@@ -203,7 +222,7 @@ class Engine:
             for run, count in zip(runs, rows, strict=True):
                 run.rows_done += count
             now = perf_counter()
-            if self._last_forward:
+            if self._last_forward and sum(rows):
                 pace = (now - self._last_forward) / sum(rows)
                 known = self._seconds_per_row
                 self._seconds_per_row = pace if known is None else known + (pace - known) / RECENT_FORWARDS
@@ -268,15 +287,17 @@ class Engine:
         """How long a run will take from its start, if all that run are served alike."""
         if self._seconds_per_row is None or not run.work:
             return None
-        others = sum(min(other.work_left, run.work) for other in self._runs if other is not run)
+        others = sum(min(other.work_left, run.work) for other in self._runs if other is not run and not other.paused)
         return (run.work + others) * self._seconds_per_row
 
-    def _tell_places(self, news: bool = False) -> None:
+    def _tell_places(self) -> None:
         """Tell those in the queue where they stand."""
         now = perf_counter()
-        if not self._queue or (not news and now < self._places_told + PLACES_PERIOD_S):
+        period = NEWS_PERIOD_S if self._places_are_news else PLACES_PERIOD_S
+        if not self._queue or now < self._places_told + period:
             return
         self._places_told = now
+        self._places_are_news = False
         order = self.policy.in_queue(self._queue, self._runs)
         begins: Sequence[float | None] = [None] * len(order)
         if self._seconds_per_row:

@@ -51,6 +51,15 @@ class LatentwireError(Exception):
         self.about: dict[str, Any] = {}
 
 
+def copied(error: LatentwireError) -> LatentwireError:
+    """A fresh error that says the same, without frames, and nobody else's to change."""
+    kind = type(error)
+    copy = kind.__new__(kind)
+    copy.args = error.args
+    copy.__dict__.update(error.__dict__, details=list(error.details), about=dict(error.about))
+    return copy
+
+
 class MessageError(LatentwireError):
     """A message that the host cannot act on."""
 

@@ -3,11 +3,10 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .errors import TooManyJobs, UnknownJob
+from .errors import LatentwireError, TooManyJobs, UnknownJob, copied
 from .events import Image, JobState
 from .jobs import Job
 from .settings import LimitSettings
@@ -17,11 +16,15 @@ ENDED_JOBS_KEPT = 256
 
 @dataclass(frozen=True, slots=True)
 class EndedJob:
-    """What stays of a job: its last state, its pictures without their data, and its outcome."""
+    """What stays of a job: its last state, its pictures without their data, and its end.
+
+    An error that has been raised holds its job and its client by its frames; this one is never raised itself.
+    """
 
     state: JobState
     pictures: tuple[Image, ...]
-    outcome: Future[dict[str, Any]]
+    result: dict[str, Any] | None
+    error: LatentwireError | None
 
 
 class JobTable:
@@ -81,9 +84,16 @@ class JobTable:
         state, pictures = job.as_it_is(), job.pictures()
         with self._lock:  # from the thread that ended the job, while others may be listing
             self._jobs.pop(job.id, None)
-            self._ended[job.id] = EndedJob(state, tuple(map(_without_data, pictures)), job.outcome)
+            self._ended[job.id] = EndedJob(state, tuple(map(_without_data, pictures)), *_end_of(job))
             while len(self._ended) > ENDED_JOBS_KEPT:
                 self._ended.popitem(last=False)
+
+
+def _end_of(job: Job) -> tuple[dict[str, Any] | None, LatentwireError | None]:
+    error = job.outcome.exception()
+    if isinstance(error, LatentwireError):
+        return None, copied(error)
+    return job.outcome.result(), None
 
 
 def _without_data(picture: Image) -> Image:

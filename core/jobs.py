@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, Literal
 
-from .errors import JobCancelled, JobFailed, LatentwireError, PluginError
+from .errors import JobCancelled, JobFailed, LatentwireError, PluginError, copied
 from .events import (
     Changed,
     Event,
@@ -62,6 +62,7 @@ class Job:
     steps_done: int = 0
     steps_shown: int = 0
     when_shown: Callable[[], None] = lambda: None
+    owner: Watcher = field(init=False)
     watchers: tuple[Watcher, ...] = field(init=False)
     _state: State = "preparing"
     _begun: bool = False
@@ -76,7 +77,8 @@ class Job:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        self.watchers = (Watcher(self.request.stream, self.listener),)
+        self.owner = Watcher(self.request.stream, self.listener)
+        self.watchers = (self.owner,)
 
     @property
     def state(self) -> State:
@@ -92,12 +94,13 @@ class Job:
         """Whether a newer request of its slot has to wait until its client has been shown more; not while it rests."""
         return not self._paused and self.steps_shown < self.request.min_steps_shown
 
-    def emit(self, event: Event) -> None:
-        """Tell all who watch, unless the job is over, or the event is a late one of a finished picture."""
-        self.emit_to(self.watchers, event)
+    def take(self, request: GenerateRequest) -> None:
+        """Go on with a request in which plugins have filled more in."""
+        self.request = request
+        self.owner.stream = request.stream
 
-    def emit_to(self, watchers: tuple[Watcher, ...], event: Event) -> None:
-        """Tell some of those who watch; see `emit`."""
+    def emit(self, event: Event, wanted: Callable[[Watcher], bool] = lambda _: True) -> None:
+        """Tell those who watch and want it, unless the job is over, or it is a late event of a finished picture."""
         if self.revision is not None and isinstance(event, JobEvent):
             event = replace(event, **self._where())
         with self._lock:
@@ -105,8 +108,9 @@ class Job:
             if self._over or late:
                 return
             self._remember(event)
-            for watcher in watchers:
-                watcher.listener(event)
+            for watcher in self.watchers:
+                if wanted(watcher):
+                    watcher.listener(event)
 
     def _remember(self, event: Event) -> None:
         """For those who come later."""
@@ -119,8 +123,12 @@ class Job:
                 self._pictures[event.index] = event
                 self._previews.pop(event.index, None)
 
-    def watch(self, watcher: Watcher) -> None:
-        """Let somebody follow the job from its present state on: where it is, what is finished, then what comes."""
+    def watch(self, watcher: Watcher) -> bool:
+        """Let somebody follow the job from its present state on: where it is, what is finished, then what comes.
+
+        Returns:
+            Whether anything will come: where it is over, its outcome is there in a moment, if not now.
+        """
         with self._lock:
             watcher.listener(self.as_it_is())
             for picture in self._pictures.values():
@@ -130,6 +138,7 @@ class Job:
                     watcher.listener(preview)
             if not self._over:
                 self.watchers = (*self.watchers, watcher)
+            return not self._over
 
     def unwatch(self, watcher: Watcher) -> None:
         """Let somebody go."""
@@ -222,8 +231,11 @@ class Job:
 
     def finish(self, result: dict[str, Any]) -> None:
         """End well; without effect on a job that has ended."""
-        if self._end("finished"):
+        watchers = self._end("finished")
+        if watchers is not None:
             self.outcome.set_result(result | self._where())
+            for watcher in watchers:
+                watcher.ended()
 
     def fail(self, error: BaseException) -> bool:
         """End with an error and stop what still runs; False for a job that has ended."""
@@ -232,27 +244,35 @@ class Job:
         if not isinstance(error, LatentwireError):
             error = JobFailed(f"the pipeline failed: {type(error).__name__}: {error}")
         state: State = error.code if error.code in ("cancelled", "superseded") else "failed"  # type: ignore[assignment]
-        if not self._end(state):
+        watchers = self._end(state)
+        if watchers is None:
             return False
-        # without causes and frames, which hold tensors for as long as anybody holds the error
-        error.__cause__ = error.__context__ = None
-        error.about = {"job": self.id} | self._where()
-        self.outcome.set_exception(error.with_traceback(None))
+        # without causes and frames, which hold tensors for as long as anybody holds the error; and a copy, since all
+        # who waited for the same load have the same one
+        mine = copied(error)
+        mine.about = {"job": self.id} | self._where()
+        self.outcome.set_exception(mine)
+        for watcher in watchers:
+            watcher.ended()
         return True
 
     def _where(self) -> dict[str, Any]:
         return {} if self.revision is None else {"slot": self.request.slot, "revision": self.revision}
 
-    def _end(self, state: State) -> bool:
-        """The way to an end, once: no more events, runs stopped, and what must be done before anyone hears of it."""
+    def _end(self, state: State) -> tuple[Watcher, ...] | None:
+        """The way to an end, once: no more events, runs stopped, and what must be done before anyone hears of it.
+
+        Returns:
+            Who was watching; None where it is over already.
+        """
         with self._lock:
             if self._over:
-                return False
+                return None
             self._over = True
             self._state = state
             runs, self._runs = self._runs, []
             calls, self._before_end = self._before_end, []
-            self.watchers = ()
+            watchers, self.watchers = self.watchers, ()
             self._previews.clear()
         if state != "finished":
             for run in runs:
@@ -262,7 +282,7 @@ class Job:
                 call()
             except Exception:
                 log.exception("job %s did not end cleanly", self.id)
-        return True
+        return watchers
 
 
 def _rounded(seconds: float | None) -> float | None:

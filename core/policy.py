@@ -34,7 +34,6 @@ PREPARATIONS_IN_A_ROW = 8  # before the runs that are ready have their turn
 PATIENCE = 8  # forwards; after so many a waiting run counts as one rank higher
 MOST_SLOWDOWN = 1.5  # of a forward, by rows of lower rank that come along
 MOST_POSITIONS = 32 * 64 * 64  # latent pixels of one shared forward, for its memory: 32 rows of 512x512
-ROWS_OF_A_PICTURE = 2  # with guidance
 
 
 class Policy:
@@ -66,26 +65,28 @@ class Policy:
 
     def to_begin(self, queue: Sequence[Run], running: Collection[Run]) -> list[Run]:
         """The queued runs that begin now."""
-        most = self._most_running or max(1, self.most_rows // ROWS_OF_A_PICTURE)
         active = [run for run in running if not run.paused]
-        theirs = Counter((run.client, run.priority) for run in active)
-        count = len(active)
+        theirs = Counter((run.client, run.rank) for run in active)
+        count, rows = len(active), sum(run.rows for run in active)
         begin = []
         for run in self.in_queue(queue, running):
-            if not run.paused and (count < most or not theirs[run.client, run.priority]):
+            has_room = rows < self.most_rows if self._most_running is None else count < self._most_running
+            if has_room or not theirs[run.client, run.rank]:
                 begin.append(run)
                 count += 1
-                theirs[run.client, run.priority] += 1
+                rows += run.rows
+                theirs[run.client, run.rank] += 1
         return begin
 
     def in_queue(self, queue: Sequence[Run], running: Collection[Run]) -> list[Run]:
-        """Queued runs in the order in which they will begin."""
-        counts = Counter((run.client, run.priority) for run in running)
+        """Queued runs in the order in which they will begin; those that are paused have no place."""
+        counts = Counter((run.client, run.rank) for run in running if not run.paused)
         keys = {}
         for place, run in enumerate(queue):
-            keys[run] = (RANKS[run.priority], counts[run.client, run.priority], place)
-            counts[run.client, run.priority] += 1
-        return sorted(queue, key=keys.__getitem__)
+            if not run.paused:
+                keys[run] = (run.rank, counts[run.client, run.rank], place)
+                counts[run.client, run.rank] += 1
+        return sorted(keys, key=keys.__getitem__)
 
     def next_forward(self, runs: Sequence[Run]) -> list[Run]:
         """The runs whose waiting calls are the next forward; `runs` wait at gates, the longest waiting first."""
@@ -103,7 +104,7 @@ class Policy:
         run.since = self._forwards
 
     def _rank(self, run: Run) -> int:
-        return max(0, RANKS[run.priority] - (self._forwards - run.since) // PATIENCE)
+        return max(0, run.rank - (self._forwards - run.since) // PATIENCE)
 
     def _in_turn(self, runs: Iterable[Run]) -> list[Run]:
         """By rank, then the first of each client, the longest unserved client first, then their second ones."""
@@ -137,7 +138,7 @@ class Policy:
                 return [first]
             limit = self._bucket
         else:
-            room = MOST_POSITIONS * waiting.spec.per_latent // waiting.parts.positions
+            room = MOST_POSITIONS * waiting.spec.per_latent // max(1, waiting.parts.positions)
             limit = min(self.most_rows, waiting.spec.most_rows, room)
         rank = self._rank(first)
         chosen, group, rows = [first], [waiting.parts], waiting.parts.rows

@@ -7,7 +7,7 @@ from typing import Any
 from .adapters import Weighted
 from .errors import LatentwireError
 from .gates import RunGreenlet, Waiting
-from .requests import Mode, Priority
+from .requests import Mode
 
 
 def _nothing(*_: Any) -> None:
@@ -26,8 +26,9 @@ class Run:
         client: Whose it is; the clients take turns.
         job: What it is part of; runs of one job have one place in the queue.
         accepted: When its job was, by any clock: among equals the older goes first.
-        priority: Which runs go before which.
-        work: Rows that its forwards of the denoiser will have in all, for estimates.
+        rank: Which runs go before which: the lower ones; see `policy.RANKS`.
+        rows: Of each of its forwards of the denoiser.
+        work: All of these together, for estimates.
         began: Called once its turn has come, with the seconds that it may take; on the engine's thread.
         queued: Called while it waits for that, with its job's place (1: the next), and the seconds until it begins and
             until it ends, None where nothing is known yet; on the engine's thread.
@@ -40,7 +41,8 @@ class Run:
     client: str = ""
     job: str = ""
     accepted: float = 0.0
-    priority: Priority = "normal"
+    rank: int = 1
+    rows: int = 2
     work: float = 0.0
     began: Callable[[float | None], None] = _nothing
     queued: Callable[[int, float | None, float | None], None] = _nothing

@@ -21,6 +21,7 @@ from .jobs import Job
 from .model_store import Lease, ModelCard, Progress
 from .pace import Pace, measure_denoiser
 from .painter import Painter
+from .policy import RANKS
 from .registry import nearest
 from .requests import GenerateRequest, Mode
 from .run import Run
@@ -128,7 +129,8 @@ class Runner:
         try:
             context = BuildContext(self._host, job.client, job.id, job.request, self.build_for(job.request))
             self._plugins.call("modify_build", context)
-            job.request, build = context.request, context.build
+            job.take(context.request)
+            build = context.build
             card = self._store.card(build.model)
             self._check_scheduler(build.scheduler, card)
             pipeline_class(card.family, build)  # refuse it before anything is loaded
@@ -159,14 +161,16 @@ class Runner:
         return context.call
 
     def _run_for(self, job: Job, index: int, build: PipelineBuild, call: PipelineCall, lease: Lease) -> Run:
-        scheduler = self._registry.new_scheduler(build.scheduler, lease.card.scheduler_config)
-        pipeline = _pipeline(build, lease, scheduler)
-        arguments = _accepted(pipeline, call)
+        arguments = _accepted(pipeline_class(lease.card.family, build), call)
         size = max(call.width, call.height)
         changes: list[dict[str, Any]] = []
+        rows = 2 if call.guidance_scale > 1 else 1
 
         def run_pipeline() -> Any:
-            tuner = Tuner(job, pipeline, run, lease, changes)
+            # only now: those of a long queue would take memory, and time from those that run
+            scheduler = self._registry.new_scheduler(build.scheduler, lease.card.scheduler_config)
+            pipeline = _pipeline(build, lease, scheduler)
+            tuner = Tuner(job, call.guidance_scale, pipeline, run, lease, changes)
             generator = torch.Generator().manual_seed(call.seed)
             follow = StepStream(job, index, size, lease.previewer, self._plugins, self._painter, tuner)
             callback = watch(pipeline, follow)
@@ -194,8 +198,9 @@ class Runner:
             client=job.client,
             job=job.id,
             accepted=job.created,
-            priority=job.request.rank,
-            work=call.num_inference_steps * (2 if call.guidance_scale > 1 else 1),
+            rank=RANKS[job.request.rank],
+            rows=rows,
+            work=call.num_inference_steps * rows,
             began=began,
             queued=job.waits,
         )
@@ -247,7 +252,7 @@ def _pipeline(build: PipelineBuild, lease: Lease, scheduler: Any) -> Any:
     return assemble(kind, lease.components, scheduler, lease.device, lease.controlnets, lease.card.options)
 
 
-def _accepted(pipeline: Any, call: PipelineCall) -> dict[str, Any]:
+def _accepted(pipeline: type[Any], call: PipelineCall) -> dict[str, Any]:
     """The call's arguments, but for a size that the pipeline takes from its input picture."""
     known = inspect.signature(pipeline.__call__).parameters
     return {name: value for name, value in call.arguments().items() if name in known or name not in ("width", "height")}

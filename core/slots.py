@@ -89,8 +89,8 @@ class Slots:
                 return
             job, begin = slot.waiting
             slot.running, slot.waiting = job, None
-        if older is not None:  # its runs are stopped before those of the newer one exist
-            older.fail(Superseded(_message(older, job), keeps_previews=older.request.min_steps_shown > 0))
+            if older is not None:  # its runs are stopped before those of the newer one exist, or of one newer still
+                older.fail(Superseded(_message(older, job), keeps_previews=older.request.min_steps_shown > 0))
         begin()
 
 

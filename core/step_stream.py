@@ -1,7 +1,8 @@
 """What streams back after each step of a picture: the step itself, a preview, latents; and the plugins' turn."""
 
+import threading
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image as PILImage
@@ -17,6 +18,27 @@ from .requests import LatentsOptions, PreviewOptions
 from .stepping import FinishedStep
 from .tuning import Tuner
 from .watching import Watcher
+
+MOST_FILES = 4  # kinds of preview that a picture is painted in; clients must not fill the painter's threads
+PreviewFile = tuple[Literal["jpeg", "webp", "png"], int, int]
+"""Format, longer side in pixels, quality."""
+
+
+class Decoded:
+    """A step's predicted picture, decoded when the first preview of it is painted."""
+
+    def __init__(self, previewer: Previewer, latents: Any) -> None:
+        self._previewer = previewer
+        self._latents = latents
+        self._lock = threading.Lock()
+        self._picture: PILImage.Image | None = None
+
+    @property
+    def picture(self) -> PILImage.Image:
+        with self._lock:
+            if self._picture is None:
+                self._picture = PILImage.fromarray(self._previewer.paint(self._latents))
+            return self._picture
 
 
 class StepStream:
@@ -36,6 +58,7 @@ class StepStream:
         self._plugins = plugins
         self._painter = painter
         self._tuner = tuner
+        self._files: list[PreviewFile] = []
 
     def __call__(self, finished: FinishedStep) -> torch.Tensor:
         job, index, step, steps = self._job, self._index, finished.step, finished.steps
@@ -47,38 +70,45 @@ class StepStream:
             )
             self._plugins.call("step_finished", context)
             latents = context.latents
-        watchers = job.watchers
         event = Step(job.id, index, step, steps, finished.timestep, finished.sigma, round(finished.seconds, 6))
-        job.emit_to(tuple(watcher for watcher in watchers if watcher.stream.steps), event)
+        job.emit(event, lambda watcher: watcher.stream.steps)
+        watchers = job.watchers
         self._paint_for(watchers, finished)
         self._send_latents(watchers, finished, latents)
-        if job.request.stream.previews is None:  # else it is shown once its preview is
+        if job.owner.stream.previews is None:  # else it is shown once its preview is
             job.shown(step)
         self._tuner.catch_up(step)
         return latents
 
     def _paint_for(self, watchers: tuple[Watcher, ...], finished: FinishedStep) -> None:
-        """Have a preview painted, once for all who want one."""
-        wanted: dict[PreviewOptions, list[Watcher]] = {}
+        """Have a preview painted: decoded once, and encoded once for all who want the same file."""
+        wanted: dict[PreviewFile, list[Watcher]] = {}
         for watcher in watchers:
-            if watcher.stream.previews and watcher.wants_preview(self._index, finished.step, finished.is_last):
-                wanted.setdefault(watcher.stream.previews, []).append(watcher)
-        if wanted:
-            original = finished.predict()[0].float().cpu().numpy()
-            work = partial(self._paint, original, finished.step, finished.steps, wanted)
-            self._painter.paint((self._job.id, self._index), work)
+            options = watcher.stream.previews
+            if options is not None and watcher.wants_preview(self._index, finished.step, finished.is_last):
+                wanted.setdefault(self._file_of(options), []).append(watcher)
+        if not wanted:
+            return
+        decoded = Decoded(self._previewer, finished.predict()[0].float().cpu().numpy())
+        for file, interested in wanted.items():
+            work = partial(self._paint, decoded, finished.step, finished.steps, file, interested)
+            self._painter.paint((self._job.id, self._index, file), work)
 
-    def _paint(self, original: Any, step: int, steps: int, wanted: dict[PreviewOptions, list[Watcher]]) -> None:
-        small = PILImage.fromarray(self._previewer.paint(original))
-        encoded: dict[tuple[Any, ...], Preview] = {}
-        for options, watchers in wanted.items():
-            size = options.size or self._size
-            file = (options.format, size, options.quality)
-            if file not in encoded:
-                picture = encode(to_size(small, size), options.format, options.quality)
-                encoded[file] = Preview(self._job.id, self._index, step, steps, picture)
-            self._job.emit_to(tuple(watchers), encoded[file])
-        self._job.shown(step)
+    def _file_of(self, options: PreviewOptions) -> PreviewFile:
+        """What a watcher gets: what it asks for, or what the first did, where too many ask for something else."""
+        file = (options.format, options.size or self._size, options.quality)
+        if file not in self._files and len(self._files) < MOST_FILES:
+            self._files.append(file)
+        return file if file in self._files else self._files[0]
+
+    def _paint(self, decoded: Decoded, step: int, steps: int, file: PreviewFile, interested: list[Watcher]) -> None:
+        if self._job.outcome.done():
+            return
+        format, size, quality = file
+        picture = encode(to_size(decoded.picture, size), format, quality)
+        self._job.emit(Preview(self._job.id, self._index, step, steps, picture), interested.__contains__)
+        if self._job.owner in interested:
+            self._job.shown(step)
 
     def _send_latents(self, watchers: tuple[Watcher, ...], finished: FinishedStep, latents: torch.Tensor) -> None:
         wanted: dict[LatentsOptions, list[Watcher]] = {}
@@ -88,4 +118,4 @@ class StepStream:
         for options, interested in wanted.items():
             tensor = to_tensor(latents[0].float().cpu().numpy(), options.dtype)
             event = Latents(self._job.id, self._index, finished.step, finished.steps, tensor)
-            self._job.emit_to(tuple(interested), event)
+            self._job.emit(event, interested.__contains__)

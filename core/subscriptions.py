@@ -36,6 +36,11 @@ class Subscription:
         with suppress(RuntimeError):  # the loop is closed, and with it the connection
             self._loop.call_soon_threadsafe(self._news.set)
 
+    def end_soon(self) -> None:
+        """As `end`, from any thread."""
+        with suppress(RuntimeError):  # as above
+            self._loop.call_soon_threadsafe(self.end)
+
     def end(self) -> None:
         """Let `wait` and `pause` return False."""
         self._end.set()

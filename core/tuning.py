@@ -59,8 +59,17 @@ class Tuner:
         changes: Takes down what was changed after which step, for the picture's metadata.
     """
 
-    def __init__(self, job: "Job", pipeline: Any, run: Run, lease: "Lease", changes: list[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        job: "Job",
+        guidance_scale: float,
+        pipeline: Any,
+        run: Run,
+        lease: "Lease",
+        changes: list[dict[str, Any]],
+    ) -> None:
         self._job = job
+        self._guided = guidance_scale > 1
         self._pipeline = pipeline
         self._run = run
         self._lease = lease
@@ -70,37 +79,41 @@ class Tuner:
     def begin(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The call's arguments, with what was changed before its first step."""
         self.catch_up(0)
-        tuning = self._known
-        if not self._changes or tuning is None or tuning.guidance_scale is None:
-            return arguments
-        return arguments | {"guidance_scale": tuning.guidance_scale}
+        changed = self._changes[-1].get("guidance_scale") if self._changes else None
+        return arguments if changed is None else arguments | {"guidance_scale": changed}
 
     def catch_up(self, step: int) -> None:
-        """Take over what has changed, after a step."""
+        """Take over what has changed, and nothing else: a plugin may have given this picture values of its own."""
         tuning, known = self._job.tuning, self._known
         if tuning is None or known is None or tuning is known:
             return
         self._known = tuning
-        if tuning.guidance_scale is not None:
+        change = _difference(known, tuning)
+        if not self._guided:  # its rows were laid out without guidance
+            change.pop("guidance_scale", None)
+        if "guidance_scale" in change:
             self._pipeline._guidance_scale = tuning.guidance_scale
-        self._run.adapters = tuple(
-            (adapter, weight)
-            for (adapter, _), (_, weight) in zip(self._lease.adapters, tuning.adapters, strict=True)
-            if weight  # 0 adds zeros, which is the same as nothing
-        )
-        self._run.controlnet_scales.update(
-            (id(net), scale) for net, (_, scale) in zip(self._lease.controlnets, tuning.controlnet_scales, strict=True)
-        )
-        self._changes.append({"after_step": step} | _difference(known, tuning))
+        if "adapters" in change:
+            self._run.adapters = tuple(
+                (adapter, weight)
+                for (adapter, _), (_, weight) in zip(self._lease.adapters, tuning.adapters, strict=True)
+                if weight  # 0 adds zeros, which is the same as nothing
+            )
+        for net, (name, scale) in zip(self._lease.controlnets, tuning.controlnet_scales, strict=True):
+            if name in change.get("controlnet_scales", ()):
+                self._run.controlnet_scales[id(net)] = scale
+        if change:
+            self._changes.append({"after_step": step} | change)
 
 
 def _difference(old: Tuning, new: Tuning) -> dict[str, Any]:
-    """The values that changed."""
+    """The values that changed; the names of adapters and ControlNets, and their order, are the same in both."""
     difference: dict[str, Any] = {}
     if old.guidance_scale != new.guidance_scale:
         difference["guidance_scale"] = new.guidance_scale
-    if old.adapters != new.adapters:
-        difference["adapters"] = dict(new.adapters)
-    if old.controlnet_scales != new.controlnet_scales:
-        difference["controlnet_scales"] = dict(new.controlnet_scales)
+    for part in ("adapters", "controlnet_scales"):
+        before, after = getattr(old, part), getattr(new, part)
+        changed = {name: value for (name, value), entry in zip(after, before, strict=True) if (name, value) != entry}
+        if changed:
+            difference[part] = changed
     return difference

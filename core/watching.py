@@ -13,9 +13,10 @@ Listener = Callable[[Event], None]
 class Watcher:
     """One who follows a job, and what of each step it wants; used on the engine's thread, but for `listener`."""
 
-    def __init__(self, stream: StreamOptions, listener: Listener) -> None:
+    def __init__(self, stream: StreamOptions, listener: Listener, ended: Callable[[], None] = lambda: None) -> None:
         self.stream = stream
         self.listener = listener
+        self.ended = ended  # called once the job's outcome is known
         self._not_before: dict[int, float] = {}  # picture -> when its next preview may be
 
     def wants_preview(self, index: int, step: int, is_last: bool) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 
 from latentwire.core.batching import Batcher, BatchSpec
 from latentwire.core.gates import Gate, Waiting
-from latentwire.core.policy import PATIENCE, PREPARATIONS_IN_A_ROW, Policy, times_to_begin
+from latentwire.core.policy import PATIENCE, PREPARATIONS_IN_A_ROW, RANKS, Policy, times_to_begin
 from latentwire.core.requests import Priority
 from latentwire.core.run import Run
 
@@ -32,7 +32,7 @@ ENCODER = gate(prepares=True)
 
 def run(client: str, at: Gate = DENOISER, rows: int = 2, priority: Priority = "normal", mode: Any = "fast") -> Run:
     """A run that waits at a gate."""
-    made = Run(mode, lambda: None, lambda *_: None, client=client, priority=priority)
+    made = Run(mode, lambda: None, lambda *_: None, client=client, rank=RANKS[priority], rows=rows)
     made.waiting = Waiting(at, (torch.zeros(rows, 4, 16, 16),), {})
     return made
 
@@ -148,6 +148,11 @@ def test_a_paused_picture_makes_room_and_does_not_begin() -> None:
     assert policy.to_begin([waiting], running) == [waiting]
     waiting.pause(True)
     assert policy.to_begin([waiting], []) == []
+
+
+def test_pictures_without_guidance_fill_a_batch_too() -> None:
+    queue = [run("many", rows=1) for _ in range(20)]
+    assert Policy(8, 8).to_begin(queue, []) == queue[:8]
 
 
 def test_the_queue_goes_by_rank_then_by_clients_in_turn() -> None:

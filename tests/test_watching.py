@@ -1,14 +1,22 @@
 """Watching a job from another connection, pausing it, changing it while it runs, its place in the queue."""
 
 import asyncio
+import gc
 import io
 import json
+import shutil
+import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image as PILImage
 
-from .conftest import Served, serving
+from latentwire import Event, Host, JobEvent
+from latentwire.core.errors import JobCancelled, LatentwireError
+from latentwire.core.settings import EMBEDDED_MODEL
+
+from .conftest import Served, running_host, serving
 from .wire import LONG, SMALL, Wire, in_loop, wire
 
 REQUEST: dict[str, Any] = {"prompt": "red apple", "num_inference_steps": 12, "seed": 5, "mode": "exact"}
@@ -222,3 +230,84 @@ async def test_another_clients_fifty_pictures_do_not_keep_ones_first_picture_wai
             jobs = await many.ask("jobs")
             assert jobs["jobs"][0]["steps_done"] < 150  # while the one was made, a third of the many at most
             await many.ask("cancel", all=True)
+
+
+@in_loop
+async def test_what_a_watcher_wants_costs_the_owner_no_preview(served: Served) -> None:
+    request = SMALL | {"num_inference_steps": 60, "stream": {"previews": {"every": 10}}}
+    async with wire(served.url) as owner, wire(served.url) as other:
+        job = await start(owner, 1, **request)
+        await other.send(1, "jobs.watch", job=job, stream={"previews": {"format": "png", "size": 1024}})
+        await owner.until("result", 1)
+    previews = [message["step"] for message in owner.seen if message["event"] == "preview"]
+    assert previews[:5] == [10, 20, 30, 40, 50]
+
+
+@in_loop
+async def test_of_a_picture_there_are_at_most_four_kinds_of_previews(served: Served) -> None:
+    async with wire(served.url) as owner:
+        job = await start(owner, 1, **SMALL | {"num_inference_steps": 200, "stream": {"previews": {"size": 64}}})
+        for number in range(2, 12):
+            await owner.send(number, "jobs.watch", job=job, stream={"previews": {"size": 100 + number}})
+        await owner.until("result", 1)
+    late = [message for message in owner.seen if message["event"] == "preview" and message["step"] > 150]
+    assert {message["image"]["width"] for message in late} == {64, 102, 103, 104}
+
+
+@in_loop
+async def test_an_ended_job_keeps_nothing_of_its_client() -> None:
+    with running_host() as host:
+        loop = asyncio.get_running_loop()
+        stepped = asyncio.Event()
+
+        class Client:
+            def hear(self, event: Event) -> None:
+                if event.name == "step":
+                    loop.call_soon_threadsafe(stepped.set)
+
+        client = Client()
+        gone = weakref.ref(client)
+        making = asyncio.create_task(host.dispatch("generate", LONG, "me", client.hear))
+        await stepped.wait()
+        await host.dispatch("cancel", {"all": True}, "me", lambda _: None)
+        with pytest.raises(JobCancelled):
+            await making
+        del client, making
+        deadline = loop.time() + 20
+        while gone() is not None and loop.time() < deadline:
+            gc.collect()
+            await asyncio.sleep(0.05)
+        assert gone() is None
+
+
+def test_jobs_that_wait_for_one_broken_load_are_each_told_of_their_own(tmp_path: Path) -> None:
+    shutil.copytree(EMBEDDED_MODEL, tmp_path / "broken")
+    (tmp_path / "broken" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nonsense")
+
+    async def fail(host: Host, number: int) -> tuple[str, str]:
+        events: list[Event] = []
+        with pytest.raises(LatentwireError) as caught:
+            await host.dispatch("generate", SMALL | {"model": "broken"}, f"{number}", events.append)
+        (job,) = {event.job for event in events if isinstance(event, JobEvent)}
+        return job, caught.value.about["job"]
+
+    async def all_fail(host: Host) -> list[tuple[str, str]]:
+        return await asyncio.gather(*(fail(host, number) for number in range(6)))
+
+    with running_host(models={"broken": {"path": tmp_path / "broken"}}) as host:
+        for mine, told in asyncio.run(all_fail(host)):
+            assert told == mine
+
+
+def test_a_request_that_a_plugin_spoils_fails_and_the_host_lives(tmp_path: Path) -> None:
+    plugin = tmp_path / "spoiler.py"
+    plugin.write_text(
+        "from latentwire import BuildContext, hookimpl\n\n\n"
+        "@hookimpl\ndef modify_build(context: BuildContext) -> None:\n"
+        "    if context.request.prompt == 'spoilt':\n"
+        "        context.request = context.request.model_copy(update={'priority': 'urgent'})\n"
+    )
+    with running_host(plugins=[{"name": "spoiler", "path": plugin}]) as host:
+        with pytest.raises(LatentwireError):
+            asyncio.run(host.dispatch("generate", SMALL | {"prompt": "spoilt"}, "me", lambda _: None))
+        assert asyncio.run(host.dispatch("generate", SMALL, "me", lambda _: None))["images"] == 1

@@ -199,6 +199,10 @@ class Plugin:
         began = [use.name for use in _uses(context.request) if use.controlnet_conditioning_scale]
         scales: dict[str, float] = {}
         for place, change in enumerate(section.root):
+            if began.count(change.name) > 1:
+                message = f"the job uses ControlNet {change.name!r} more than once; such a one cannot be changed"
+                path = ["controlnet", place, "name"]
+                raise InvalidParams(message, [{"path": path, "message": message, "got": change.name}])
             if change.name not in began:  # at scale 0 nothing of it runs
                 known = ", ".join(map(str, began)) or "none"
                 message = f"the job did not begin with ControlNet {change.name!r} at a scale above 0; those: {known}"

@@ -106,7 +106,7 @@ class Plugin:
                 if use.name not in known:
                     message = f"no LoRA {use.name!r} is loaded; loaded: {', '.join(sorted(known)) or 'none'}"
                     raise NotLoaded(message, [{"path": ["lora", place, "name"], "message": message, "got": use.name}])
-        elif uses:  # the picture's metadata shall say what was used
+        else:  # the picture's metadata shall say what was used, also that nothing was: the default may change
             context.request = context.request.model_copy(update={"lora": Uses.model_construct(root=uses)})
         # weight 0 adds zeros, which is the same as nothing
         context.build = context.build.with_adapters(*((use.name, use.weight) for use in uses if use.weight))
