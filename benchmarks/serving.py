@@ -1,8 +1,10 @@
 """The host as users run it: `latentwire serve` in a process of its own, with a settings file in a folder of its own."""
 
+import ctypes
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,7 @@ Tables = Mapping[str, Mapping[str, Any]]
 """A settings file: `{"engine": {"device": "cpu"}, "models.emoji": {...}}`. What is left out has its default."""
 
 CONNECT_S = 0.02  # between looks at /readyz
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 class HostProcess:
@@ -43,7 +46,13 @@ class HostProcess:
         self.page = self.socket = ""
         self.started = perf_counter()
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=folder,
+            preexec_fn=_end_with_parent,
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
@@ -134,6 +143,11 @@ def served(tables: Tables = {}, plugins: Mapping[str, Path] = {}) -> Iterator[Ho
         host.wait_for_address()
         host.wait_until_ready()
         yield host
+
+
+def _end_with_parent() -> None:
+    """In the host's process: go when the benchmark is gone, also when that was killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _toml(tables: Tables, plugins: Mapping[str, Path]) -> str:
