@@ -29,7 +29,7 @@ from .errors import InvalidParams, LatentwireError, ModelLoadError, NotLoaded, U
 from .families import FAMILIES, Family
 from .gates import gated_parts, install_gate, remove_gates
 from .offload import offload
-from .previews import Previewer, TinyDecoder, factors_for
+from .previews import Previewer, TinyDecoder, factors_for, preview_dtype
 from .settings import ModelSettings
 from .shelf import Loaded, Shelf
 from .upcast import keep_upcast
@@ -41,7 +41,6 @@ LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 SKIPPED = {"scheduler", "safety_checker", "feature_extractor", "image_encoder"}
 NOTES_FILE = "latentwire.json"
 PREVIEWER_FOLDER = "previewer"
-PREVIEWER_DTYPE = "float32"  # whatever the model has: it paints in a worker thread
 
 LOADING = threading.Lock()
 """Held by whoever makes modules: accelerate, which both libraries load with, swaps a method of nn.Module for the whole
@@ -220,7 +219,7 @@ class ModelStore:
             }
             controlnets = tuple(take_brought(net) for net in named)
             adapters = tuple((take_brought(adapter), weight) for adapter, weight in weighted)
-            paint = Key(card.name, PREVIEWER_FOLDER, PREVIEWER_DTYPE)
+            paint = Key(card.name, PREVIEWER_FOLDER, preview_dtype(self._device))
             previewer = self.shelf.take(paint, lambda: Loaded(_load_previewer(card, components["vae"])))
             keys.append(paint)
         except BaseException:
@@ -497,7 +496,8 @@ def _load_previewer(card: ModelCard, vae: Any) -> Previewer:
             raise ValueError(f"it decodes latents of {theirs} channels, and the model's have {ours}")
     except Exception as error:
         raise ModelLoadError(f"model {card.name!r}: cannot load its {PREVIEWER_FOLDER}: {error}") from error
-    return TinyDecoder(tiny.to(vae.device).eval().requires_grad_(False))
+    to_device(tiny, vae.device, preview_dtype(vae.device), channels_last=True)
+    return TinyDecoder(tiny)
 
 
 def read_module(kind: Any, folder: Path) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .cpu import is_slow
 from .memory import bytes_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ class Previewer(Protocol):
 
     def paint(self, latents: Array) -> npt.NDArray[np.uint8]:
         """`(channels, h, w)` latents, scaled as the UNet sees them -> an `(h', w', 3)` picture of any size."""
+
+
+def preview_dtype(device: torch.device) -> str:
+    """What a tiny decoder works in, whatever its model does; its pictures are small and seen for a moment.
+
+    It shares a CPU's cores with the engine, where a step's preview in float32 costs a third of the step.
+    """
+    return "bfloat16" if device.type == "cpu" and not is_slow("bfloat16") else "float32"
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,8 @@ class TinyDecoder:
     def paint(self, latents: Array) -> npt.NDArray[np.uint8]:
         """`(channels, h, w)` latents -> picture, as many times larger as the decoder makes it."""
         with self._lock:
-            rgb = self.vae.decode(torch.from_numpy(latents)[None].to(self.vae.device)).sample[0].cpu()
+            given = torch.from_numpy(latents)[None].to(self.vae.device, self.vae.dtype)
+            rgb = self.vae.decode(given).sample[0].float().cpu()
         return to_bytes((rgb.permute(1, 2, 0).numpy() + 1) / 2)
 
 

@@ -225,3 +225,11 @@ def test_every_file_of_the_rooms_is_in_the_architecture() -> None:
     named = set(re.findall(r"^\| `(\w+\.py)` \|", PAGES["architecture"], re.M))
     files = {file.name for room in ("core", "server", "client") for file in (ROOT / room).glob("*.py")}
     assert named == files - {"__init__.py"}
+
+
+def test_every_benchmark_is_on_the_page_with_its_command_line() -> None:
+    usages = [re.findall(r"^ {4}python (.*)$", file.read_text(), re.M) for file in (ROOT / "benchmarks").glob("*.py")]
+    written = [line for lines in usages for line in lines]
+    assert len(written) == len(subheadings(section(PAGES["performance"], "The benchmarks"))) > 0
+    for line in written:
+        assert f"    python {line}\n" in PAGES["performance"], line
