@@ -1,8 +1,8 @@
 """The denoiser's raw forward by rows: dtypes, memory formats and, with --compile, torch.compile, side by side.
 
 In each round every variant makes one forward of the same rows; ratios are of each round's pair to the plain variant
-(eager, contiguous) of the same dtype, above 1 is faster. The knee is the batch size from which more rows gain nothing.
-Prints JSON.
+(contiguous, not compiled) of the same dtype, above 1 is faster. Compiled is as `models.NAME.compile` does it.
+The knee is the batch size from which more rows gain nothing. Prints JSON.
 
     python benchmarks/forwards.py [--rows 2,4,8,16,32] [--rounds 9] [--dtypes float32,bfloat16] [--compile] [--keep]
 """
@@ -18,52 +18,54 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
+from latentwire.core.compiled import CompiledForward
+from latentwire.core.gates import gate_of, install_gate
 from latentwire.core.memory import keep_freed_memory
 from latentwire.core.pace import Pace, made_up_inputs
 from latentwire.core.settings import EMBEDDED_MODEL
 
+CPU = torch.device("cpu")
 PLAIN = "contiguous"
 Forward = Callable[..., Any]
 
 
-def variants(dtype: torch.dtype, compiled: bool) -> dict[str, Any]:
-    """Modules of equal weights by what is done to them."""
-    made: dict[str, Any] = {}
-    names = [PLAIN, "channels_last", *(["compiled", "compiled_channels_last"] if compiled else [])]
-    for name in names:
+def variants(dtype: torch.dtype, compiled: bool) -> tuple[UNet2DConditionModel, dict[str, Forward], dict[str, float]]:
+    """A denoiser, forwards of equal weights by what is done to them, and how many seconds compiling took."""
+    forwards: dict[str, Forward] = {}
+    seconds: dict[str, float] = {}
+    for name in (PLAIN, "channels_last"):
         unet = UNet2DConditionModel.from_pretrained(EMBEDDED_MODEL / "unet").to(dtype).eval().requires_grad_(False)
-        if name.endswith("channels_last"):
+        if name != PLAIN:
             unet.to(memory_format=torch.channels_last)
-        if name.startswith("compiled"):
-            unet.compile(dynamic=False)
-        made[name] = unet
-    return made
+        forwards[name] = unet.forward
+        if compiled:
+            install_gate(unet, "unet")
+            gate = gate_of(unet)
+            assert gate is not None
+            begin = perf_counter()
+            forwards[f"compiled, {name}"] = CompiledForward(gate, unet, CPU, 63)
+            seconds[f"compiled, {name}"] = round(perf_counter() - begin, 1)
+    return unet, forwards, seconds
 
 
-def measure(modules: dict[str, Any], counts: list[int], rounds: int) -> list[dict[str, Any]]:
+def measure(unet: Any, forwards: dict[str, Forward], counts: list[int], rounds: int) -> list[dict[str, Any]]:
     """For each number of rows: milliseconds and ratios of each variant."""
     results = []
     for rows in counts:
-        inputs = made_up_inputs(modules[PLAIN], rows, torch.device("cpu")) or {}
-        seconds: dict[str, list[float]] = {name: [] for name in modules}
-        first: dict[str, float] = {}
+        inputs = made_up_inputs(unet, rows, CPU) or {}
+        seconds: dict[str, list[float]] = {name: [] for name in forwards}
         for number in range(rounds + 1):
-            for name, module in modules.items():
+            for name, forward in forwards.items():
                 begin = perf_counter()
-                module(**inputs)
-                taken = perf_counter() - begin
-                if number:
-                    seconds[name].append(taken)
-                else:  # it compiles, or fills caches
-                    first[name] = taken
-        row: dict[str, Any] = {"rows": rows, "ms": {}, "rows_per_s": {}, "over_plain": {}, "first_s": {}}
-        for name, taken_s in seconds.items():
-            row["ms"][name] = round(median(taken_s) * 1000, 2)
-            row["rows_per_s"][name] = round(rows / median(taken_s), 1)
-            ratio = median(plain / mine for plain, mine in zip(seconds[PLAIN], taken_s, strict=True))
+                forward(**inputs)
+                if number:  # the first one fills caches
+                    seconds[name].append(perf_counter() - begin)
+        row: dict[str, Any] = {"rows": rows, "ms": {}, "rows_per_s": {}, "over_plain": {}}
+        for name, taken in seconds.items():
+            row["ms"][name] = round(median(taken) * 1000, 2)
+            row["rows_per_s"][name] = round(rows / median(taken), 1)
+            ratio = median(plain / mine for plain, mine in zip(seconds[PLAIN], taken, strict=True))
             row["over_plain"][name] = round(ratio, 3)
-            if name.startswith("compiled"):
-                row["first_s"][name] = round(first[name], 1)
         results.append(row)
     return results
 
@@ -73,7 +75,7 @@ def main() -> None:
     parser.add_argument("--rows", default="2,4,8,16,32")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--compile", action="store_true", help="also compiled: half a minute more for each row count")
+    parser.add_argument("--compile", action="store_true", help="also compiled: a minute more for each dtype and format")
     parser.add_argument("--keep", action="store_true", help="keep freed memory, as the server does")
     options = parser.parse_args()
     if options.keep:
@@ -82,10 +84,10 @@ def main() -> None:
     results: dict[str, Any] = {}
     with torch.inference_mode():
         for dtype in options.dtypes.split(","):
-            rows = measure(variants(getattr(torch, dtype), options.compile), counts, options.rounds)
-            names = rows[0]["ms"]
-            knees = {name: Pace({row["rows"]: row["ms"][name] for row in rows}).knee for name in names}
-            results[dtype] = {"knee": knees, "forwards": rows}
+            unet, forwards, compiling = variants(getattr(torch, dtype), options.compile)
+            rows = measure(unet, forwards, counts, options.rounds)
+            knees = {name: Pace({row["rows"]: row["ms"][name] for row in rows}).knee for name in forwards}
+            results[dtype] = {"knee": knees, "seconds_to_compile": compiling, "forwards": rows}
     settings = {"rounds": options.rounds, "threads": torch.get_num_threads(), "machine": platform.machine()}
     capabilities = {key: value for key, value in torch.cpu.get_capabilities().items() if isinstance(value, bool)}
     settings |= {"cpu_has": sorted(key for key, has in capabilities.items() if has), "keeps_memory": options.keep}

@@ -1,6 +1,6 @@
 """A denoiser's forward, compiled once for its own size and any number of rows.
 
-Compiling takes half a minute or more, so it is a part of loading, and nothing is ever compiled later: a call that the
+Compiling takes a minute or two, so it is a part of loading, and nothing is ever compiled later: a call that the
 compiled code does not take (another size, a ControlNet's residuals, a LoRA) runs as it always did. Mode exact never
 comes here.
 """
@@ -21,7 +21,7 @@ from .pace import FEWEST, made_up_inputs
 
 log = logging.getLogger(__name__)
 
-TRYING_S = 5.0
+COMPILING_S = 60.0  # after which no further number of rows is begun
 
 _ran = threading.local()
 """`times`: how often compiled code has run in this thread."""
@@ -34,29 +34,33 @@ class CompiledForward:
         gate: The denoiser's.
         module: The denoiser.
         device: Where it works.
-        most_rows: Of one forward. It takes as many of them as could be tried in a few seconds.
+        most_rows: Of one forward. It takes as many of them as can be compiled, and tried, in some time.
 
     Raises:
         Exception: of many kinds, where the denoiser, or this machine, does not allow it.
     """
 
     def __init__(self, gate: Gate, module: Any, device: torch.device, most_rows: int) -> None:
-        inputs = made_up_inputs(module, 2 * FEWEST, device)
+        inputs = made_up_inputs(module, FEWEST, device)
         parts = gate.batcher.take_apart((), inputs) if inputs and gate.batcher else None
-        if inputs is None or parts is None:
+        if parts is None:
             raise ValueError(f"a {type(module).__name__} of this configuration is not known here")
         self.forwards = 0
         self._key = parts.key
         self._most_rows = 0
         compiled = torch.compile(gate.forward, backend=_inductor, fullgraph=True)
-        for leaf in pytree.tree_leaves(inputs):
-            if isinstance(leaf, torch.Tensor):
-                torch._dynamo.mark_dynamic(leaf, 0)
-        compiled(**inputs)
         self._forward = torch._dynamo.run(compiled)  # uses what is there, and compiles nothing more
-        self._try(module, device, most_rows)
-        if not self._most_rows:
-            raise ValueError("what was compiled does not take the rows of one picture")
+        _compile_at(compiled, module, 2 * FEWEST, device)  # two would be taken for a number that never changes
+        rows, end = FEWEST, perf_counter() + COMPILING_S
+        while rows <= most_rows and perf_counter() < end:
+            if not self._covers(module, rows, device):
+                if not self._most_rows:
+                    raise ValueError("what was compiled does not take the rows of one picture")
+                _compile_at(compiled, module, rows, device)  # some kernels are chosen by the number of rows
+                if not self._covers(module, rows, device):
+                    break
+            self._most_rows = rows
+            rows *= 2
         self.forwards = 0
 
     def takes(self, parts: Parts) -> bool:
@@ -84,14 +88,12 @@ class CompiledForward:
             raise InternalError("a compiled forward did not run so; set models.NAME.compile to false, and tell us")
         return output
 
-    def _try(self, module: Any, device: torch.device, most_rows: int) -> None:
-        """Find out how many rows it takes: what was compiled may be for less than what was asked."""
-        rows, end = FEWEST, perf_counter() + TRYING_S
-        with suppress(InternalError, torch.OutOfMemoryError):
-            while rows <= most_rows and perf_counter() < end:
-                self(strict=True, **(made_up_inputs(module, rows, device) or {}))
-                self._most_rows = rows
-                rows *= 2
+    def _covers(self, module: Any, rows: int, device: torch.device) -> bool:
+        """Whether what has been compiled takes so many rows."""
+        with suppress(InternalError):
+            self(strict=True, **(made_up_inputs(module, rows, device) or {}))
+            return True
+        return False
 
 
 def compile_denoiser(module: Any, device: torch.device, most_rows: int, model: str) -> None:
@@ -104,7 +106,7 @@ def compile_denoiser(module: Any, device: torch.device, most_rows: int, model: s
     """
     gate = gate_of(module)
     assert gate is not None
-    log.info("compiling the denoiser of model %s; this takes half a minute or more", model)
+    log.info("compiling the denoiser of model %s; this takes a minute or two, and seconds the next time", model)
     begin = perf_counter()
 
     def work() -> None:
@@ -121,6 +123,15 @@ def compile_denoiser(module: Any, device: torch.device, most_rows: int, model: s
     thread = threading.Thread(target=work, name="compile")
     thread.start()
     thread.join()
+
+
+def _compile_at(compiled: Any, module: Any, rows: int, device: torch.device) -> None:
+    """Compile for so many rows, and as many others as the same code is good for."""
+    inputs = made_up_inputs(module, rows, device) or {}
+    for leaf in pytree.tree_leaves(inputs):
+        if isinstance(leaf, torch.Tensor):
+            torch._dynamo.mark_dynamic(leaf, 0)
+    compiled(**inputs)
 
 
 def _inductor(graph: Any, inputs: Any) -> Any:
