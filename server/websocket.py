@@ -19,7 +19,7 @@ from websockets.http11 import Request
 
 log = logging.getLogger(__name__)
 
-STUCK_S = 15.0  # a client that takes not a byte for so long, while more waits for it, is given up
+STUCK_S = 14.0  # a client that takes not a byte for so long, while more waits for it, is given up within a second
 PING_INTERVAL_S = 20.0  # without a sign of life
 PING_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 1.0  # for the client's own close frame
