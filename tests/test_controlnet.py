@@ -139,8 +139,14 @@ def draw_together(host: Host, requests: list[dict[str, Any]]) -> list[Any]:
     all_events: list[list[Event]] = [[] for _ in requests]
 
     async def run() -> None:
-        begin = threading.Event()
-        host.engine.submit(Run("fast", begin.wait, lambda *_: None))
+        held, begin = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            held.set()
+            begin.wait()
+
+        host.engine.submit(Run("fast", hold, lambda *_: None))
+        held.wait()
         jobs = [
             asyncio.create_task(host.dispatch("generate", SMALL | request, "test", events.append))
             for request, events in zip(requests, all_events, strict=True)

@@ -131,8 +131,14 @@ def draw(host: Host, client: str = "me", **fields: Any) -> Any:
 @contextmanager
 def held(host: Host) -> Iterator[None]:
     """Nothing steps until the block is left."""
-    go = threading.Event()
-    host.engine.submit(Run("fast", go.wait, lambda *_: None))
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        go.wait()
+
+    host.engine.submit(Run("fast", hold, lambda *_: None))
+    held.wait()
     try:
         yield
     finally:

@@ -287,7 +287,7 @@ def test_metrics_agree_with_the_command() -> None:
         assert value(metrics["latentwire_forward_seconds_total"]) == pytest.approx(engine["seconds"])
         assert value(metrics["latentwire_runs"]) == 0
         loaded = {
-            ("float32", "component", "emoji", row["component"]): row["bytes"] for row in served.host.store.loaded()
+            (row["dtype"], "component", "emoji", row["component"]): row["bytes"] for row in served.host.store.loaded()
         }
         assert values(metrics["latentwire_loaded_bytes"]) == loaded
         assert ("float32", "component", "emoji", "unet") in loaded
