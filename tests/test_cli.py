@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from latentwire.core.settings import ServerSettings
+from latentwire.server.serve import _listen
 
 from .conftest import wait_for
 
@@ -217,6 +221,15 @@ def test_beyond_loopback_a_token_is_made_asked_for_and_jobs_end_with_a_reason(tm
         assert "the host is shutting down (host_closing)" in errors
         assert server.process.wait(timeout=30) == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_small_messages_do_not_wait_for_one_another() -> None:
+    with (
+        _listen(ServerSettings(port=0)) as listener,
+        socket.create_connection(listener.getsockname()) as _,
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_help_and_version_import_nothing_heavy() -> None:
