@@ -91,7 +91,7 @@ def _listen(server: ServerSettings) -> socket.socket:
             server.host or None, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.create_server(address[:2], family=family)
-        # For the connections that come from it: asyncio sets it only where a socket's protocol is spelt out, and without
+        # For the connections that come from it: asyncio sets it only where a socket's protocol is spelt out. Without
         # it a small message waits up to 40 ms for the other side to acknowledge the one before.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
