@@ -68,6 +68,7 @@ class Connection:
         self._answers: dict[int, Answers] = {}
         self._stops: dict[int, tuple[str, dict[str, Any]]] = {}  # what ends a command under way, once the host has said
         self._abandoned: set[int] = set()  # left by their reader before it did
+        self._stopping: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks weakly
         self._lost: str | None = None
 
     async def call(self, command: str, **params: Any) -> dict[str, Any]:
@@ -149,7 +150,7 @@ class Connection:
         finally:
             stop = self._stops.pop(message_id, None)
             if not ended and stop is not None:
-                await self._stop(stop)
+                await self._stop_soon(stop)
             elif not ended:
                 self._abandoned.add(message_id)
 
@@ -183,6 +184,15 @@ class Connection:
             raise RemoteError("message_too_large", f"{command} has {len(frame)} bytes, the host's limit is {limit}", [])
         await self._link.send(message_id, frame)
 
+    async def _stop_soon(self, stop: tuple[str, dict[str, Any]]) -> None:
+        """End what its reader has left; without waiting for a line that is down."""
+        if self._link.is_up:
+            await self._stop(stop)
+        else:
+            task = asyncio.create_task(self._stop(stop))
+            self._stopping.add(task)
+            task.add_done_callback(self._stopping.discard)
+
     async def _stop(self, stop: tuple[str, dict[str, Any]]) -> None:
         """End what its reader has left."""
         with suppress(ConnectionLost):  # then the host has ended it already
@@ -214,7 +224,7 @@ class Connection:
             if stop is not None or message["event"] in ("result", "error"):
                 self._abandoned.discard(message_id)
             if stop is not None:
-                await self._stop(stop)
+                await self._stop_soon(stop)
         elif message_id is None:  # a gap, or a frame of ours was refused before its id was known
             for answers in self._answers.values():
                 answers.put(message)

@@ -41,6 +41,11 @@ class Link:
         self._sending = asyncio.Lock()  # frames are numbered in the order in which they are sent
         self._leaving = False
 
+    @property
+    def is_up(self) -> bool:
+        """Whether a frame could go out now."""
+        return not self._sending.locked()
+
     async def send(self, message_id: int, frame: bytes) -> None:
         """Send a command; if the connection is broken, as soon as there is another one."""
         async with self._sending:
@@ -66,7 +71,7 @@ class Link:
             await self._come_back()
 
     async def close(self) -> None:
-        """Say goodbye: the host ends the session."""
+        """Say goodbye: the host ends the session; while the line is down it hears of it when the grace time is over."""
         self._leaving = True
         await self._websocket.close()
 
@@ -81,14 +86,15 @@ class Link:
                 hello = decode_trusted(await websocket.recv(decode=False))
             if hello["event"] == "hello":
                 return hello
+            cause: Exception | None = None
             reason = f"it begins with {hello['event']!r:.80}"
-        except TimeoutError:
-            reason = "it is silent"
-        except ConnectionClosed:
-            reason = websocket.close_reason or "it closed the connection"
+        except TimeoutError as error:
+            cause, reason = error, "it is silent"
+        except ConnectionClosed as error:
+            cause, reason = error, websocket.close_reason or "it closed the connection"
         except Exception as error:
-            reason = f"it sent what this client cannot read: {type(error).__name__}: {error}"
-        raise ConnectionLost(f"{self._url} does not greet as a latentwire host; {reason}")
+            cause, reason = error, f"it sent what this client cannot read: {type(error).__name__}: {error}"
+        raise ConnectionLost(f"{self._url} does not greet as a latentwire host; {reason}") from cause
 
     def _confirm(self, message_id: Any) -> None:
         """The host has the command with this id, and all that were sent before."""
@@ -146,6 +152,10 @@ class Link:
                 await websocket.send(frame)
         except (ConnectionClosed, TimeoutError):
             return taken  # if it was, the next try begins from there
+        except ConnectionLost as error:
+            if isinstance(error.__cause__, ConnectionClosed | TimeoutError):  # the line broke before the greeting
+                return False
+            raise
         finally:
             if not taken:
                 await websocket.close()

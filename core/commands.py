@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
-from .describe import describe
 from .errors import InvalidParams, JobCancelled, LatentwireError, TooManyJobs, copied
 from .events import Accepted, Event, StateChanged, Subscribed
 from .hookspecs import UpdateContext
@@ -311,7 +310,7 @@ async def models_list(context: CommandContext, params: NoParams) -> dict[str, An
 
 async def describe_host(context: CommandContext, params: NoParams) -> dict[str, Any]:
     """Give every command, request field and event as JSON Schema, and the names that requests may use."""
-    return describe(context.host)
+    return context.host.description
 
 
 async def ping(context: CommandContext, params: NoParams) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A host: settings, plugins, models, one engine and the jobs, with no network in it."""
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import torch
 from PIL.Image import Image as PILImage
 
 from .commands import CommandContext, register_core, validate
+from .describe import describe
 from .engine import Engine
 from .errors import (
     HostClosing,
@@ -162,6 +164,11 @@ class Host:
     async def with_pixels(self, work: Callable[[], Value]) -> Value:
         """Run work on pictures that clients sent, for a command; two at a time, so that they cannot fill memory."""
         return await asyncio.get_running_loop().run_in_executor(self._pixels, work)
+
+    @functools.cached_property
+    def description(self) -> dict[str, Any]:
+        """What `describe` answers; nothing of it changes once a host has started."""
+        return describe(self)
 
     def state_changed(self) -> None:
         """Let those who subscribed to `pipeline.state` have a look; from any thread."""

@@ -13,6 +13,8 @@ from .session import Request, Session
 from .sessions import RESUME, Sessions
 from .websocket import EXTENSION, HostWebSocket
 
+MOST_UNREAD = 64  # frames of a connection that has ended, which are still taken
+
 
 class Connection:
     """Serves one accepted WebSocket, which must be uvicorn's with our `HostWebSocket`."""
@@ -26,11 +28,16 @@ class Connection:
     async def serve(self) -> None:
         """Until the connection ends, or another one takes its session up."""
         session = self._sessions.open(self._socket)
+        unread = MOST_UNREAD
         self._sessions.watch.add(self._socket)
         try:
             self._socket.write_message(codec.join(None, self._hello(session), session.outbox.number()))
             while (message := await self._websocket.receive())["type"] != "websocket.disconnect":
                 if session.socket is not self._socket:
+                    break
+                if self._socket.transport.is_closing():
+                    unread -= 1  # a client that comes back sends again what was not taken
+                if unread < 0:
                     break
                 session = await self._take(session, message.get("bytes"))
                 await asyncio.sleep(0)  # a flood of small frames must not hold up the other clients

@@ -19,31 +19,20 @@ PREVIEW, EVENT, END, GAP = range(4)
 class Body:
     """What a message says, but for its `id` and `seq`. However many send it, it is packed once.
 
-    Attributes:
-        name: The event's name.
-        weight: Bytes of the files and tensors in it.
+    Raises:
+        Exception: of many kinds: msgpack cannot hold what is in it.
     """
 
-    __slots__ = ("_packed", "_values", "name", "weight")
+    __slots__ = ("name", "packed")
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.name: str = values["event"]
-        self.weight = _weight(values)
-        self._values: dict[str, Any] | None = values
-        self._packed: codec.Packed | None = None
+        self.packed = codec.pack(values)
 
-    def packed(self) -> codec.Packed:
-        """The packed entries; where a plugin put something into them that msgpack cannot hold, an error's."""
-        if self._packed is None:
-            assert self._values is not None
-            try:
-                self._packed = codec.pack(self._values)
-            except Exception as error:
-                log.exception("a message cannot be sent")
-                text = f"the {self.name} of this command cannot be sent: {type(error).__name__}: {error}"
-                self._packed = codec.pack(error_values(InternalError(text)))
-            self._values = None
-        return self._packed
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, all but the few of a frame's head."""
+        return len(self.packed.data)
 
 
 class Message:
@@ -71,12 +60,7 @@ class Message:
 
     def frame(self) -> list[bytes | memoryview]:
         """The frame, in parts."""
-        return codec.join(self.id, self.body.packed(), self.seq)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the frame, roughly."""
-        return len(self.body.packed().data)
+        return codec.join(self.id, self.body.packed, self.seq)
 
 
 def event_body(event: Event) -> Body:
@@ -84,26 +68,30 @@ def event_body(event: Event) -> Body:
     return Body({"event": event.name, **to_plain(event)})
 
 
-def error_values(error: LatentwireError) -> dict[str, Any]:
-    """An error as a message without `id` and `seq`."""
-    return {
-        "event": "error",
-        "code": error.code,
-        "message": error.message,
-        "details": error.details,
-        **error.about,
-    }
+def result_body(result: dict[str, Any]) -> Body:
+    """A command's result; where a plugin put something into it that msgpack cannot hold, an error in its place."""
+    try:
+        return Body({"event": "result", "result": result})
+    except Exception as error:
+        return error_body(unsendable("result", error))
+
+
+def error_body(error: LatentwireError) -> Body:
+    """An error as a message's body."""
+    values = {"event": "error", "code": error.code, "message": error.message, "details": error.details, **error.about}
+    try:
+        return Body(values)
+    except Exception as problem:  # a plugin's own error, with something odd in its details
+        return error_body(unsendable("error", problem))
+
+
+def unsendable(name: str, error: Exception) -> InternalError:
+    """What is told in place of a message that msgpack cannot hold."""
+    log.error("a message cannot be sent", exc_info=error)
+    reason = f"{error}".encode(errors="backslashreplace").decode()  # half a surrogate pair may be what was wrong
+    return InternalError(f"the {name} of this command cannot be sent: {type(error).__name__}: {reason}")
 
 
 def gap_body(first: int, last: int) -> Body:
     """The body of the message that stands for those from `first` to `last`."""
     return Body({"event": "gap", "from_seq": first, "to_seq": last})
-
-
-def _weight(value: Any) -> int:
-    """The bytes of the files and tensors in a message, wherever they are."""
-    if isinstance(value, bytes):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(_weight, value.values()))
-    return sum(map(_weight, value)) if isinstance(value, list) else 0

@@ -5,7 +5,7 @@ the same key. Both stores are bounded; where something had to go, a gap stands i
 event loop alone.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from .message import END, EVENT, GAP, PREVIEW, Message, MessageId, gap_body
@@ -19,9 +19,9 @@ class Bound:
     size: int  # bytes
 
 
-CONNECTED = Bound(10_000, 256 << 20)  # of pictures and tensors; 64 of 1024x1024 may be ready all at once
-AWAY = Bound(5_000, 64 << 20)  # the same, of a session without a connection
-SENT = Bound(1_000, 8 << 20)  # of frames; what a connection that breaks may take with it is far less
+CONNECTED = Bound(10_000, 256 << 20)  # 64 pictures of 1024x1024 may be ready all at once
+AWAY = Bound(5_000, 64 << 20)  # of a session without a connection
+SENT = Bound(1_000, 8 << 20)  # what a connection that breaks may take with it is far less
 
 
 class Outbox:
@@ -44,6 +44,11 @@ class Outbox:
         self._replay: list[Message] = []  # last first
 
     @property
+    def waiting_size(self) -> int:
+        """Bytes that wait to be sent."""
+        return self._waiting_size
+
+    @property
     def size(self) -> int:
         """Bytes that it keeps in memory, roughly."""
         return self._waiting_size + self._sent_size
@@ -57,7 +62,7 @@ class Outbox:
                 return
             self._remove_waiting(key)
         self._waiting[key] = message
-        self._waiting_size += message.body.weight
+        self._waiting_size += message.body.size
         self.make_room()
 
     def next(self) -> Message | None:
@@ -67,7 +72,7 @@ class Outbox:
         if not self._waiting:
             return None
         message = self._waiting.pop(next(iter(self._waiting)))
-        self._waiting_size -= message.body.weight
+        self._waiting_size -= message.body.size
         if message.lost:
             message.body = gap_body(self.seq + 1, self.seq + message.lost)
             message.rank = EVENT  # the numbers themselves show it from now on
@@ -100,15 +105,20 @@ class Outbox:
                 self._remove_waiting(key)
             if key in self._sent and self._sent[key].id == message_id:
                 message = self._sent.pop(key)
-                self._sent_size -= message.size
+                self._sent_size -= message.body.size
                 if message in self._replay:
                     self._replay.remove(message)
 
-    def make_room(self) -> None:
-        """Give up what is beyond the bound of waiting messages, and put gaps where it was."""
-        if len(self._waiting) <= self.bound.messages and self._waiting_size <= self.bound.size:
+    def make_room(self, bound: Bound | None = None) -> None:
+        """Give up what is beyond the bound of waiting messages, and put gaps where it was.
+
+        Args:
+            bound: In place of its own, this once.
+        """
+        bound = bound or self.bound
+        if len(self._waiting) <= bound.messages and self._waiting_size <= bound.size:
             return
-        gone = _surplus(self._waiting, self._waiting_size, self.bound, lambda message: message.body.weight)
+        gone = _surplus(self._waiting, self._waiting_size, bound)
         waiting, self._waiting, self._waiting_size = self._waiting, {}, 0
         last: Message | None = None
         for key, message in waiting.items():
@@ -122,19 +132,19 @@ class Outbox:
                 key = message = Message(None, gap_body(0, 0))
                 message.lost, message.rank = 1, GAP
             self._waiting[key] = last = message
-            self._waiting_size += message.body.weight
+            self._waiting_size += message.body.size
 
     def _keep(self, message: Message) -> None:
         """Remember a message that is being sent."""
         key = message if message.key is None else message.key
         old = self._sent.pop(key, None)
         self._sent[key] = message
-        self._sent_size += message.size - (old.size if old else 0)
+        self._sent_size += message.body.size - (old.body.size if old else 0)
         if len(self._sent) <= SENT.messages and self._sent_size <= SENT.size:
             return
-        for gone in _surplus(self._sent, self._sent_size, SENT, lambda message: message.size):
+        for gone in _surplus(self._sent, self._sent_size, SENT):
             del self._sent[gone if gone.key is None else gone.key]
-            self._sent_size -= gone.size
+            self._sent_size -= gone.body.size
             if gone.rank != PREVIEW:
                 self._given_up = max(self._given_up, gone.seq)
 
@@ -151,12 +161,10 @@ class Outbox:
         return [gap]
 
     def _remove_waiting(self, key: Hashable) -> None:
-        self._waiting_size -= self._waiting.pop(key).body.weight
+        self._waiting_size -= self._waiting.pop(key).body.size
 
 
-def _surplus(
-    messages: dict[Hashable, Message], size: int, bound: Bound, size_of: Callable[[Message], int]
-) -> dict[Message, None]:
+def _surplus(messages: dict[Hashable, Message], size: int, bound: Bound) -> dict[Message, None]:
     """Whom to give up, so that a store of so many bytes is a tenth below its bound: it is not done for each message.
 
     Previews go first, the ends of commands last, and of each the oldest. The newest message stays, whatever its size:
@@ -171,9 +179,9 @@ def _surplus(
         for message in messages.values():
             if too_many <= 0 and too_large <= 0:
                 return gone
-            wanted = too_many > 0 or size_of(message) > 0
+            wanted = too_many > 0 or message.body.size > 0
             if message.rank == rank and wanted and message is not newest:
                 gone[message] = None
                 too_many -= 1
-                too_large -= size_of(message)
+                too_large -= message.body.size
     return gone

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..core.events import Event
-from .message import Body, event_body
+from .message import Body, event_body, unsendable
 
 if TYPE_CHECKING:
     from .session import Command, Session
@@ -38,10 +38,11 @@ class Post:
         told: dict[Session, None] = {}
         events = [self._events.popleft() for _ in range(len(self._events))]
         for command, event in events:
-            body = bodies.get(id(event))
-            if body is None:
-                body = bodies[id(event)] = event_body(event)
-            command.tell(event, body)
+            try:
+                body = bodies.get(id(event)) or bodies.setdefault(id(event), event_body(event))
+                command.tell(event, body)
+            except Exception as error:  # whatever a plugin made of it: nobody else's events are lost
+                command.spoil(unsendable(event.name, error))
             told[command.session] = None
         for session in told:
             session.pump()

@@ -19,7 +19,7 @@ from ..core.errors import (
 from ..core.events import Event, JobEvent
 from ..core.host import Host
 from . import codec
-from .message import Body, Message, MessageId, error_values
+from .message import Body, Message, MessageId, error_body, result_body
 from .outbox import AWAY, CONNECTED, Outbox
 from .post import Post
 from .websocket import HostWebSocket
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MAX_ID_LENGTH = 64
 MAX_COMMANDS = 256  # under way at once in one session
+ENDING_S = 5.0  # that a cancelled command may take
 MAX_AT_ONCE = 100  # messages sent before others have their turn
 
 
@@ -67,12 +68,20 @@ class Session:
         websocket.on_room = self.pump
 
     def detach(self) -> None:
-        """Go on without a connection."""
+        """Go on without this connection; another one may follow at once."""
         if self.socket is not None:
             self.socket.on_room = None
             self.socket = None
-            self.outbox.bound = AWAY
-            self.outbox.make_room()
+
+    def rest(self) -> None:
+        """Wait for its client with less than a connected one may keep."""
+        self.outbox.bound = AWAY
+        self.outbox.make_room()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._commands
 
     def pump(self) -> None:
         """Send what the client takes; the rest waits here, where a newer preview takes an older one's place."""
@@ -110,7 +119,7 @@ class Session:
 
     def fail(self, message_id: MessageId | None, error: LatentwireError) -> None:
         """Answer with an error."""
-        self._tell(Message(message_id, Body(error_values(error))))
+        self._tell(Message(message_id, error_body(error)))
 
     async def end(self) -> None:
         """Cancel what is under way, and let plugins forget the client."""
@@ -118,9 +127,13 @@ class Session:
         tasks = [command.task for command in self._commands.values() if command.task is not None]
         for task in tasks:
             task.cancel()
-        for end in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(end, Exception):
+        done, lasting = await asyncio.wait(tasks, timeout=ENDING_S) if tasks else (set(), set())
+        for end in (task.exception() for task in done if not task.cancelled()):
+            if end is not None:
                 log.error("client %s: %s", self.client, end, exc_info=end)
+        for command in self._commands.values():
+            if command.task in lasting:
+                log.error("client %s: the command %s does not end when it is cancelled", self.client, command.name)
         self._host.client_left(self.client)
 
     async def _run(self, command: "Command", params: dict[str, Any]) -> None:
@@ -129,12 +142,14 @@ class Session:
             result = await self._host.dispatch(command.name, params, self.client, partial(self._post.send, command))
         except LatentwireError as error:  # `dispatch` raises nothing else
             self._post.deliver()  # what the command has told before
-            if not getattr(error, "keeps_previews", False):
-                self.outbox.drop(command.id, command.keys)
-            self.fail(command.id, error)
+            if not command.over:
+                if not getattr(error, "keeps_previews", False):
+                    self.outbox.drop(command.id, command.keys)
+                self.fail(command.id, error)
         else:
             self._post.deliver()
-            self._tell(Message(command.id, Body({"event": "result", "result": result})))
+            if not command.over:
+                self._tell(Message(command.id, result_body(result)))
         finally:
             command.over = True
             del self._commands[command.id]
@@ -153,6 +168,8 @@ class Session:
 
     def _id_of(self, message: dict[Any, Any]) -> MessageId:
         message_id = message.get("id")
+        if isinstance(message_id, float) and message_id.is_integer():  # some msgpack libraries know floats only
+            message_id = int(message_id)
         if isinstance(message_id, bool) or not isinstance(message_id, int | str) or _too_long(message_id):
             raise BadMessage(f"id must be a number or a text of 1 to {MAX_ID_LENGTH} letters, got {message_id!r:.80}")
         if message_id in self._commands:  # not answered under that id: the older command has its own end to come
@@ -177,6 +194,14 @@ class Command:
         self.keys: set[Hashable] = set()
         self.over = False
         self.task: asyncio.Task[None] | None = None
+
+    def spoil(self, error: LatentwireError) -> None:
+        """Something that it told cannot be sent: end it with an error, its only end."""
+        if not self.over:
+            self.over = True
+            self.session.fail(self.id, error)
+            if self.task is not None:
+                self.task.cancel()
 
     def tell(self, event: Event, body: Body) -> None:
         """Put an event into the session's outbox, unless it comes too late."""

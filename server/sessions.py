@@ -15,6 +15,7 @@ from ..core.errors import BadMessage, InvalidParams, UnknownSession
 from ..core.host import Host
 from ..core.registry import PluginRegistry
 from ..core.requests import Strict, Whole
+from .outbox import CONNECTED, Bound
 from .post import Post
 from .session import Session
 from .watch import Watch
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 
 RESUME = "session.resume"
 MAX_AWAY = 1_000  # sessions
-MAX_AWAY_SIZE = 512 << 20  # bytes that all of them together keep, roughly
+MAX_AWAY_SIZE = 512 << 20  # bytes that all of them together keep
+MAX_WAITING_SIZE = 1 << 30  # bytes that wait to be sent in all sessions together
 RESUMED_ELSEWHERE = 4001  # close code
 PERIOD_S = 0.5
 
@@ -53,7 +55,7 @@ class Sessions:
     def begin(self) -> None:
         """On the event loop, before the first connection."""
         self._post = Post()
-        self.watch = Watch()
+        self.watch = Watch(self.shed)
 
     def open(self, websocket: HostWebSocket) -> Session:
         """A new session for a connection."""
@@ -69,9 +71,11 @@ class Sessions:
     def left(self, session: Session, for_good: bool) -> None:
         """A session's connection has ended."""
         session.detach()
-        if for_good or not self._grace_s or self._host.closing:
+        nothing = not session.received  # there is nothing to come back to
+        if for_good or nothing or not self._grace_s or self._host.closing:
             self._end(session)
             return
+        session.rest()
         self._away[session] = asyncio.get_running_loop().time() + self._grace_s
         self._tend()
 
@@ -108,6 +112,15 @@ class Sessions:
         session.attach(websocket)
         return {"session": session.client, "received": session.received}
 
+    def shed(self) -> None:
+        """Keep what all sessions have waiting within a bound: those with the most give up half of it; once a second."""
+        waiting = {session: session.outbox.waiting_size for session in self._sessions.values()}
+        surplus = sum(waiting.values()) - MAX_WAITING_SIZE
+        for session in sorted(waiting, key=lambda session: -waiting[session]) if surplus > 0 else ():
+            if surplus > 0:
+                surplus -= waiting[session] // 2
+                session.outbox.make_room(Bound(CONNECTED.messages, waiting[session] // 2))
+
     def _find(self, token: str) -> Session:
         """The session with a token.
 
@@ -124,9 +137,15 @@ class Sessions:
     def _tend(self) -> None:
         """End whoever is away for too long, or is too much; and look again as long as there is one."""
         now = asyncio.get_running_loop().time()
-        size = sum(session.outbox.size for session in self._away)
         for session, until in list(self._away.items()):
-            if now >= until or len(self._away) > MAX_AWAY or size > MAX_AWAY_SIZE:
+            if now >= until:
+                self._end(session)
+        if len(self._away) > MAX_AWAY:  # those without anything under way go first, of each the longest away
+            for session in sorted(self._away, key=lambda session: not session.is_idle)[: len(self._away) - MAX_AWAY]:
+                self._end(session)
+        size = sum(session.outbox.size for session in self._away)
+        for session in sorted(self._away, key=lambda session: -session.outbox.size) if size > MAX_AWAY_SIZE else ():
+            if size > MAX_AWAY_SIZE:
                 size -= session.outbox.size
                 self._end(session)
         if self._timer is not None:

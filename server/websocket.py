@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 from websockets.http11 import Request
+from websockets.protocol import State
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,9 @@ PING_INTERVAL_S = 20.0  # without a sign of life
 PING_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 1.0  # for the client's own close frame
 KERNEL_UNSENT = 32 << 10  # bytes that the kernel may hold beyond those on their way
-NO_ANSWER = 1011  # close code
+READ_SIZE = 8 << 10  # bytes at once: the loop is everybody's, and a frame may have two bytes
+MAX_FRAGMENTS = 1_000  # of a message
+NO_ANSWER, TOO_BIG = 1011, 1009  # close codes
 
 EXTENSION = "latentwire.websocket"
 """Where an ASGI scope has its `HostWebSocket`."""
@@ -116,6 +119,7 @@ class HostWebSocket(WebSocketsSansIOProtocol):
         super().connection_made(transport)
         # a message waits in the outbox, and in the transport's buffer only the rest of one that has been begun
         self.transport.set_write_buffer_limits(high=0)
+        self.transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # asyncio's own, of its selector transports
         raw = transport.get_extra_info("socket")
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_UNSENT)
         self._heard_at = self.loop.time()
@@ -130,8 +134,27 @@ class HostWebSocket(WebSocketsSansIOProtocol):
         self._heard_at = self.loop.time()
         super().data_received(data)
 
+    def handle_cont(self, event: Frame) -> None:
+        if self.close_sent:
+            return
+        super().handle_cont(event)
+        if len(self.frames) > MAX_FRAGMENTS:
+            self.frames = []
+            self.conn.send_close(TOO_BIG, f"the message has more than {MAX_FRAGMENTS} fragments")
+            self.handle_parser_exception()
+
     def handle_ping(self) -> None:
-        self._write(b"".join(self.conn.data_to_send()))
+        pong = b"".join(self.conn.data_to_send())
+        if self.writable.is_set():  # else it would wait in memory; whoever does not read needs no answer
+            self._write(pong)
+
+    def handle_close(self, event: Frame) -> None:
+        super().handle_close(event)
+        self._abort_soon()
+
+    def handle_parser_exception(self) -> None:
+        super().handle_parser_exception()
+        self._abort_soon()
 
     def handle_pong(self, event: Frame) -> None:
         self.pending_ping_payload = None  # whichever it answers, it is a sign of life
@@ -146,7 +169,12 @@ class HostWebSocket(WebSocketsSansIOProtocol):
             self.on_room()
 
     def shutdown(self) -> None:
-        super().shutdown()
+        self._abort_soon()
+        if not self.transport.is_closing() and self.conn.state in (State.CONNECTING, State.OPEN):
+            super().shutdown()
+
+    def _abort_soon(self) -> None:
+        """uvicorn closes the transport, which waits for as long as the client does not read."""
         self.loop.call_later(CLOSE_TIMEOUT_S, self.transport.abort)
 
 

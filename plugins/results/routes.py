@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from latentwire import LatentwireError
+from latentwire import LatentwireError, UnknownImage
 
 # an id never gets another picture; private: caches that several people share do not know who has the token
 FOR_GOOD = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -18,8 +18,10 @@ def make_routes(read: Callable[[str], Awaitable[bytes]]) -> list[Route]:
     async def picture(request: Request) -> Response:
         try:
             data = await read(request.path_params["id"])
-        except LatentwireError as error:
+        except UnknownImage as error:
             return PlainTextResponse(f"{error.message}\n", 404)
+        except LatentwireError as error:  # the disk, say: the picture may be there another time
+            return PlainTextResponse(f"{error.message}\n", 503)
         return Response(data, headers=FOR_GOOD, media_type="image/png")
 
     return [Route("/results/{id}.png", picture)]

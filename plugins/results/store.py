@@ -4,6 +4,7 @@ The file comes first and the row last, and they go the other way round: so a row
 host may leave behind is a file without a row, which the next one sweeps up.
 """
 
+import json
 import logging
 import sqlite3
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from .files import Files, is_id, new_id
 from .index import PATIENCE_S, Index, Result
 from .settings import Settings
 
+MOST_STRAYS = 16  # each kill leaves two at most; a folder with more may have got back an index from before them
+PAGE_SIZE = 4 << 20  # letters of a list's requests
 SWEEP_AGE_S = 600.0  # a younger file may still be waiting for its row, in this host or another one
 
 log = logging.getLogger(__name__)
@@ -78,11 +82,17 @@ class Store:
     def newest(
         self, limit: int, before: int | None, words: Sequence[str], job: str | None
     ) -> tuple[list[Result], int | None]:
-        """Results, newest first, and the `before` of the next ones; None where there are none. See `Index.newest`."""
+        """Results, newest first, and the `before` of the next ones; None where there are none. See `Index.newest`.
+
+        There are fewer than `limit` where their requests are very long.
+        """
         self._remove_files(self._index.trim(self._bounds))
         rows = self._index.newest(limit + 1, before, words, job)
-        more = rows[limit - 1][0] if len(rows) > limit else None
-        return [result for _, result in rows[:limit]], more
+        sizes = accumulate(len(result.prompt) + len(json.dumps(result.request)) for _, result in rows)
+        fitting = max(1, sum(size <= PAGE_SIZE for size in sizes))
+        shown = rows[: min(limit, fitting)]
+        more = shown[-1][0] if len(rows) > len(shown) else None
+        return [result for _, result in shown], more
 
     def get(self, result: str) -> Result:
         """One result.
@@ -118,9 +128,15 @@ class Store:
         try:
             self._remove_files(self._index.trim(self._bounds))
             begun = self._index.begun()  # older files are of an index that was lost: not for us to remove
-            swept = sum(self._sweep(shelf, begun) for shelf in self._files.shelves())
-            if swept:
-                log.info("results: swept up %d files in %s that no result names", swept, self.folder)
+            strays = [stray for shelf in self._files.shelves() for stray in self._strays(shelf, begun)]
+            if len(strays) > MOST_STRAYS:
+                text = "results: %d files in %s are named by no result, more than kills leave behind; they stay"
+                log.warning(text, len(strays), self.folder)
+                return
+            for result, path in strays:
+                self._index.unless_kept(result, partial(path.unlink, missing_ok=True))
+            if strays:
+                log.info("results: swept up %d files in %s that no result names", len(strays), self.folder)
         except Exception as error:
             log.warning("results: cannot sweep %s: %s", self.folder, error)
 
@@ -135,12 +151,9 @@ class Store:
             raise
         self._remove_files(gone)
 
-    def _sweep(self, shelf: str, begun: float) -> int:
+    def _strays(self, shelf: str, begun: float) -> list[tuple[str, Path]]:
         known = self._index.ids(shelf)
-        strays = list(self._files.written(shelf, begun, time.time() - SWEEP_AGE_S, but=known))
-        for result, path in strays:
-            self._index.unless_kept(result, partial(path.unlink, missing_ok=True))
-        return len(strays)
+        return list(self._files.written(shelf, begun, time.time() - SWEEP_AGE_S, but=known))
 
     def _remove_files(self, results: Iterable[str]) -> None:
         """Those of rows that are gone; one that cannot be removed is a stray for the next sweep."""
