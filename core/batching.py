@@ -32,6 +32,7 @@ class BatchSpec:
         bucketed: In mode reproducible it runs at a fixed number of rows. The others run each call alone.
         per_latent: Positions of its input to one latent pixel.
         most_rows: More than so many rows in one forward gain nothing and cost memory.
+        paints: It makes pixels, which must be finite.
         remembers: What it gave for some token ids is kept, since it is likely asked the same again.
     """
 
@@ -43,6 +44,7 @@ class BatchSpec:
     bucketed: bool = False
     per_latent: int = 1
     most_rows: int = 1 << 30
+    paints: bool = False
     remembers: bool = False
 
 
@@ -65,7 +67,7 @@ SPECS: dict[str, BatchSpec] = {
     "CLIPTextModelWithProjection": BatchSpec(rows="input_ids", prepares=True, remembers=True),
     "T5EncoderModel": BatchSpec(rows="input_ids", prepares=True, remembers=True),
     "Encoder": BatchSpec(rows="sample", prepares=True, per_latent=64, most_rows=4),
-    "Decoder": BatchSpec(rows="sample", most_rows=4),
+    "Decoder": BatchSpec(rows="sample", most_rows=4, paints=True),
 }
 
 

@@ -86,6 +86,7 @@ class ImagesPutParams(Strict):
 async def generate(context: CommandContext, request: GenerateRequest) -> dict[str, Any]:
     """Make one picture or several from a prompt; events stream back until the result."""
     host = context.host
+    host.plugins.check_usable("field", request)
     host.runner.build_for(request)  # refuse now what cannot run
     job = Job(context.client, request, request.seeds(), context.emit)
     host.jobs.add(job, leaving=host.slots.of(job.client, request.slot))
@@ -196,6 +197,7 @@ async def jobs_update(context: CommandContext, update: UpdateRequest) -> dict[st
                 message, [{"path": ["guidance_scale"], "message": message, "got": repr(update.guidance_scale)}]
             )
         tuning = replace(tuning, guidance_scale=update.guidance_scale)
+    host.plugins.check_usable("update field", update)
     hook = UpdateContext(host, context.client, job.id, job.request, update, tuning)
     host.plugins.call("update_job", hook)
     job.change(hook.tuning)

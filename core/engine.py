@@ -1,349 +1,166 @@
-"""The step engine: one thread that runs many ordinary pipeline calls at once, forward by forward.
+"""The step engine of one device: takes runs, and gives them to a loop (loop.py) that is replaced when it cannot go on.
 
-Every call lives in a greenlet. Where it calls a shared module it comes to a gate and waits; since all
-others wait at gates too, the loop sees every forward that is wanted, merges those that may be merged,
-and hands each call its own rows. Who goes next is the policy's to say (policy.py).
+Two things end a loop before its time. A plugin hangs in its thread: a thread cannot be ended, so it is left to itself.
+Or the device is in a bad state: what was loaded is then loaded anew. Either way the runs under way end with
+`engine_restarted`, for their calls live in greenlets, which no other thread can go on with. Those that had not begun
+lose nothing.
 """
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from time import perf_counter
-from typing import Any
+from collections.abc import Callable
+from time import monotonic
 
 import torch
 
-from .adapters import Weighted, added
-from .batching import split
-from .compiled import CompiledForward
-from .errors import HostClosing, InternalError, copied
-from .gates import Gate, RunGreenlet, Waiting
-from .policy import Policy, times_to_begin
+from .errors import EngineRestarted, HostClosing, LatentwireError, copied
+from .faults import restarted
+from .loop import EngineFigures, Loop
+from .policy import Policy
 from .run import Run
 
 log = logging.getLogger(__name__)
 
-PLACES_PERIOD_S = 0.5  # how often the queue is told where it stands
-NEWS_PERIOD_S = 0.1  # the same, where something has changed
-RECENT_FORWARDS = 20  # that the pace is a running mean of
+MOST_FAILURES = 3  # of the device, within PERIOD_S; then a new loop is no help
+PERIOD_S = 60.0
+CLOSING_S = 10.0  # that a forward, or a plugin, may take to come back when the host ends
 
 
-@dataclass
-class EngineFigures:
-    """What the engine has done; written by its thread alone, read by anyone."""
-
-    runs_finished: int = 0
-    forwards: int = 0
-    calls: int = 0
-    rows: int = 0
-    seconds: float = 0.0  # spent in forwards
+def _nothing() -> None:
+    pass
 
 
 class Engine:
-    """One device's loop.
+    """One device's engine.
 
     Args:
         max_batch_rows: Most rows of one forward in mode fast. A single call may have more.
         reproducible_rows: Rows of every denoiser forward in mode reproducible.
         max_running: How many pictures run at once, the others wait; None: as many as fill the largest batch.
+        make_room: Frees memory that nobody needs just now; on the engine's thread.
+        renew: Lets go of all that was loaded, after a fault of the device; called before the new loop begins.
+        renewed: Called once it has begun.
+
+    Attributes:
+        generation: How often the device has failed. A run made before that is of no use afterwards.
+        failed: Why no further loop is begun; None as long as all is well.
     """
 
-    def __init__(self, max_batch_rows: int, reproducible_rows: int, max_running: int | None = None) -> None:
+    def __init__(
+        self,
+        max_batch_rows: int,
+        reproducible_rows: int,
+        max_running: int | None = None,
+        make_room: Callable[[], None] = _nothing,
+        renew: Callable[[], None] = _nothing,
+        renewed: Callable[[], None] = _nothing,
+    ) -> None:
         self.figures = EngineFigures()
         self.policy = Policy(max_batch_rows, reproducible_rows, max_running)
+        self.generation = 0
+        self.failed: str | None = None
         self._bucket = reproducible_rows
-        self._arrivals: deque[Run] = deque()
-        self._news = threading.Condition()
-        self._closing = False
-        self._queue: list[Run] = []  # those whose turn has not come yet, in order of arrival
-        self._runs: list[Run] = []  # those that wait at a gate, the longest waiting first
-        self._chosen: list[Run] = []  # those whose forward is being made
-        self._begun = 0
-        self._ended = 0  # of those that had begun
-        self._seconds_per_row: float | None = None  # of the denoiser, all that happens between its forwards included
-        self._last_forward = 0.0
-        self._places_told = 0.0
-        self._queue_is_news = False  # it, or the room for it, has changed
-        self._places_are_news = False
+        self._make_room = make_room
+        self._renew = renew
+        self._renewed = renewed
         self._cores = torch.get_num_threads()
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-        self._thread.start()
+        self._lock = threading.RLock()
+        self._closing = False
+        self._failures: list[float] = []  # when, of those in the last minute
+        self._loop = self._new_loop()
 
     def submit(self, *runs: Run) -> None:
         """Let runs take part as soon as the policy lets them; from any thread.
 
         Raises:
             HostClosing: the engine is closed.
+            EngineRestarted: the device does not work any more.
         """
-        with self._news:
+        with self._lock:
             if self._closing:
                 raise HostClosing("the host is shutting down and takes no more jobs")
-            for run in runs:
-                run.wake = self._wake
-            self._arrivals.extend(runs)
-            self._news.notify()
+            if self.failed is not None:
+                raise EngineRestarted(self.failed)
+            stale = [run for run in runs if run.generation not in (None, self.generation)]
+            if not stale:
+                self._loop.add(runs)
+        for run in stale:
+            run.displace()
 
     def close(self) -> None:
-        """Stop all runs before their next forward and wait for the thread to end."""
-        with self._news:
+        """Stop all runs before their next forward and wait for the thread to end; not for long, where it hangs."""
+        with self._lock:
             self._closing = True
-            self._news.notify()
-        self._thread.join()
+            loop = self._loop
+            loop.end()
+        if not loop.gone.wait(CLOSING_S):
+            begun, unbegun = loop.abandon()
+            for run in [*begun, *unbegun]:
+                run.finish(None, HostClosing("the host is shutting down"))
 
     @property
     def running(self) -> int:
         """How many runs are under way."""
-        return self._begun - self._ended
+        return self._loop.running
 
     @property
     def queued(self) -> int:
         """How many runs wait for their turn."""
-        return len(self._queue)
+        return self._loop.queued
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's thread runs."""
-        return self._thread.is_alive()
+        """Whether it takes runs to their ends."""
+        return self._loop.alive
 
-    def _wake(self) -> None:
-        with self._news:
-            self._queue_is_news = True
-            self._news.notify()
+    def report(self, error: BaseException) -> None:
+        """Another thread has met a fault of the device, in a load for example."""
+        self._loop.doom(error)
 
-    def _loop(self) -> None:
-        torch.set_num_threads(self._cores)  # whatever another thread has just set for those yet to come
-        # Over the whole thread: a no_grad block that one greenlet leaves must not switch gradients on for another.
-        with torch.inference_mode():
-            while self._admit():
-                try:
-                    self._turn()
-                except Exception:  # a fault of ours, not of a run: the host lives, at the price of those that are here
-                    log.exception("a turn of the engine failed")
-                    error = InternalError("a turn of the engine failed; see the host's log")
-                    for run in [*self._queue, *self._runs]:
-                        run.stop(copied(error))
-                    for run in self._chosen:
-                        if run.greenlet is not None and run not in self._runs:  # between two gates
-                            self._resume(run, error=copied(error))
+    def _new_loop(self) -> Loop:
+        return Loop(
+            self.policy, self.figures, self._bucket, self._cores, self._make_room, self._device_failed, self._hangs
+        )
 
-    def _turn(self) -> None:
-        """One forward, and all that is due before it."""
-        self._drop_stopped()
-        self._begin()
-        ready = [run for run in self._runs if not run.paused]
-        if ready:
-            # those with equal adapters side by side: one sum for all of them
-            self._chosen = sorted(self.policy.next_forward(ready), key=_adapters_key)
-            self._runs = [run for run in self._runs if run not in self._chosen]
-            self._advance(self._chosen)
-            self._chosen = []
-        self._tell_places()
-
-    def _admit(self) -> bool:
-        """Take in what has arrived, waiting while there is nothing to do; False when the engine shall end."""
-        with self._news:
-            while not (self._arrivals or self._closing or self._has_work()):
-                self._last_forward = 0.0  # a rest is no forward's time
-                self._news.wait()
-            if self._arrivals:
-                self._queue_is_news = True
-                self._queue.extend(self._arrivals)
-                self._queue.sort(key=lambda run: run.accepted)  # one may have been prepared sooner than another
-                self._arrivals.clear()
-            closing = self._closing
-        if closing:
-            for run in [*self._queue, *self._runs]:
-                run.stop(HostClosing("the host is shutting down"))
-            self._drop_stopped()
-        return not closing
-
-    def _has_work(self) -> bool:
-        return any(run.stopped or not run.paused for run in [*self._runs, *self._queue])
-
-    def _drop_stopped(self) -> None:
-        unbegun = [run for run in self._queue if run.stopped]
-        stopped = [run for run in self._runs if run.stopped]
-        if unbegun:
-            self._queue = [run for run in self._queue if not run.stopped]
-            for run in unbegun:
-                self._finish(run, None, run.stopped)
-        if stopped:
-            self._runs = [run for run in self._runs if not run.stopped]
-            for run in stopped:
-                self._resume(run, error=run.stopped)
-
-    def _begin(self) -> None:
-        """Start the runs whose turn has come."""
-        if not self._queue_is_news:
-            return
-        self._queue_is_news = False
-        begin = self.policy.to_begin(self._queue, self._runs)
-        for run in begin:
-            self._queue.remove(run)
-            self._begun += 1
-            run.greenlet = RunGreenlet(run.call, run)
-            _told(run.began, self._seconds_of(run))
-            self._resume(run)
-        self._places_are_news = True
-
-    def _advance(self, runs: Sequence[Run]) -> None:
-        """Run one forward for all of `runs`, and each on to its next gate."""
-        calls = [run.waiting for run in runs if run.waiting is not None]
-        failure: BaseException | None = None
-        begin = perf_counter()
-        try:
-            outputs = self._forward(runs, calls)
-        except BaseException as error:
-            if len(runs) == 1:
-                log.warning("a forward failed", exc_info=True)
-            # go on outside of this block and without the frames: they hold the failed forward's tensors
-            failure = error.with_traceback(None)
-        if failure is None:
-            self._count(runs, calls, perf_counter() - begin)
-            for run, output in zip(runs, outputs, strict=True):
-                # one that was stopped meanwhile must not take this step any more
-                self._resume(run, error=run.stopped) if run.stopped else self._resume(run, output)
-        elif len(runs) > 1:  # find out whose fault it is
-            for run in runs:
-                self._advance([run])
-        else:
-            self._resume(runs[0], error=failure)
-
-    def _count(self, runs: Sequence[Run], calls: Sequence[Waiting], seconds: float) -> None:
-        rows = [call.parts.rows for call in calls if call.parts]
-        self.figures.seconds += seconds
-        self.figures.forwards += 1
-        self.figures.calls += len(calls)
-        self.figures.rows += sum(rows)
-        if calls[0].spec.bucketed and not calls[0].spec.prepares and len(rows) == len(runs):
-            for run, count in zip(runs, rows, strict=True):
-                run.rows_done += count
-            now = perf_counter()
-            if self._last_forward and sum(rows):
-                pace = (now - self._last_forward) / sum(rows)
-                known = self._seconds_per_row
-                self._seconds_per_row = pace if known is None else known + (pace - known) / RECENT_FORWARDS
-            self._last_forward = now
-
-    def _forward(self, runs: Sequence[Run], calls: Sequence[Waiting]) -> list[Any]:
-        parts = [call.parts for call in calls if call.parts is not None]
-        rows = [part.rows for part in parts]
-        gate = calls[0].gate
-        padded = runs[0].mode == "reproducible" and gate.spec.bucketed and bool(parts)
-        total = max(sum(rows), self._bucket) if padded else sum(rows)
-        compiled = _compiled(runs, calls, total)
-        if gate.batcher is None or (len(calls) == 1 and not padded and compiled is None):
-            with _adapters_of(gate, [(1, runs[0].adapters)]):
-                return [call.run() for call in calls]
-        arguments = gate.batcher.put_together(parts, total)
-        if compiled is not None:
-            return split(compiled(strict=padded, **arguments), rows)
-        groups = [(count, run.adapters) for count, run in zip(rows, runs, strict=True)]
-        if total > sum(rows):
-            groups.append((total - sum(rows), ()))
-        if runs[0].mode == "fast":  # neighbours with equal adapters are one group; the others stay for themselves
-            groups = _joined(groups)
-        with _adapters_of(gate, groups):
-            return split(gate.forward(**arguments), rows)
-
-    def _resume(self, run: Run, value: Any = None, error: BaseException | None = None) -> None:
-        """Let a run go on to its next gate, or to its end."""
-        greenlet = run.greenlet
-        assert greenlet is not None
-        try:
-            if error is not None:
-                result = greenlet.throw(error)
-            elif run.waiting is None:
-                result = greenlet.switch()
-            else:
-                result = greenlet.switch(value)
-        except BaseException as raised:
-            self._finish(run, None, raised)
-            return
-        if greenlet.dead:
-            self._finish(run, result, None)
-        else:
-            run.waiting = result
-            self.policy.arrived(run)
-            self._runs.append(run)
-
-    def _finish(self, run: Run, result: Any, error: BaseException | None) -> None:
-        self.figures.runs_finished += 1
-        self._ended += run.greenlet is not None
-        self._queue_is_news = True
-        done = run.done
-        run.forget()
-        for outcome in ((result, error), (None, InternalError("the run's end could not be told; see the host's log"))):
-            try:
-                done(*outcome)
+    def _hangs(self, loop: Loop, error: LatentwireError, guilty: Run | None) -> None:
+        """Go on without a thread that a plugin does not come back from; on the watchdog's thread."""
+        with self._lock:
+            if loop is not self._loop:
                 return
-            except BaseException:
-                log.exception("a run's end could not be told")
+            begun, unbegun = loop.abandon()
+            log.error("the engine is started anew: %s", error.message)
+            if not self._closing:
+                self._loop = self._new_loop()
+                self._loop.add(unbegun)
+                unbegun = []
+        others = EngineRestarted(f"{error.message}; the engine was started anew, so send the request again")
+        self._end(begun, others, {guilty: error} if guilty is not None else {})
+        self._end(unbegun, HostClosing("the host is shutting down"))
 
-    def _seconds_of(self, run: Run) -> float | None:
-        """How long a run will take from its start, if all that run are served alike."""
-        if self._seconds_per_row is None or not run.work:
-            return None
-        others = sum(min(other.work_left, run.work) for other in self._runs if other is not run and not other.paused)
-        return (run.work + others) * self._seconds_per_row
+    def _device_failed(self, loop: Loop, error: BaseException) -> None:
+        """Go on with a new loop and nothing that was loaded before; on the old one's thread."""
+        with self._lock:
+            if loop is not self._loop:
+                return
+            log.error("the device failed, and the engine is started anew: %s", error)
+            self._renew()  # before the generation changes: who sees the new one must not lease what is old
+            self.generation += 1
+            begun, unbegun = loop.abandon()
+            now = monotonic()
+            self._failures = [*(time for time in self._failures if now - time < PERIOD_S), now]
+            if len(self._failures) >= MOST_FAILURES:
+                self.failed = f"the device failed {MOST_FAILURES} times within a minute; start the host anew"
+                log.critical("%s; the last fault: %s", self.failed, error)
+            elif not self._closing:
+                self._loop = self._new_loop()
+                self._renewed()
+        self._end(begun, restarted(error))
+        if self.failed is not None:
+            self._end(unbegun, EngineRestarted(self.failed))
+        for run in unbegun:
+            run.displace()
 
-    def _tell_places(self) -> None:
-        """Tell those in the queue where they stand."""
-        now = perf_counter()
-        period = NEWS_PERIOD_S if self._places_are_news else PLACES_PERIOD_S
-        if not self._queue or now < self._places_told + period:
-            return
-        self._places_told = now
-        self._places_are_news = False
-        order = self.policy.in_queue(self._queue, self._runs)
-        begins: Sequence[float | None] = [None] * len(order)
-        if self._seconds_per_row:
-            left = [run.work_left for run in self._runs if not run.paused]
-            begins = times_to_begin(left, [run.work for run in order], 1 / self._seconds_per_row, len(left))
-        places: dict[str, int] = {}
-        for run, begin in zip(order, begins, strict=True):
-            if run.job in places:
-                continue
-            places[run.job] = len(places) + 1
-            takes = self._seconds_of(run)
-            _told(run.queued, places[run.job], begin, None if begin is None or takes is None else begin + takes)
-
-
-def _told(listener: Any, *facts: Any) -> None:
-    """Tell, whatever the listener does."""
-    try:
-        listener(*facts)
-    except Exception:
-        log.exception("a run's news could not be told")
-
-
-def _adapters_key(run: Run) -> list[tuple[int, float]]:
-    return [(id(adapter), weight) for adapter, weight in run.adapters]
-
-
-def _compiled(runs: Sequence[Run], calls: Sequence[Waiting], rows: int) -> CompiledForward | None:
-    """The compiled forward that may make all of these calls in one of so many rows."""
-    if runs[0].mode == "exact":
-        return None
-    found = {call.compiled(run.adapters) for run, call in zip(runs, calls, strict=True)}
-    compiled = found.pop()
-    return compiled if compiled is not None and not found and compiled.fits(rows) else None
-
-
-def _adapters_of(gate: Gate, groups: Sequence[tuple[int, Sequence[Weighted]]]) -> AbstractContextManager[None]:
-    """The rows' adapters, added to a gate's layers for one forward."""
-    return added(gate.component, gate.layers, groups) if any(adapters for _, adapters in groups) else nullcontext()
-
-
-def _joined(groups: Sequence[tuple[int, Sequence[Weighted]]]) -> list[tuple[int, Sequence[Weighted]]]:
-    """Neighbouring groups of equal adapters as one."""
-    joined: list[tuple[int, Sequence[Weighted]]] = []
-    for count, adapters in groups:
-        if joined and joined[-1][1] == adapters:
-            joined[-1] = (joined[-1][0] + count, adapters)
-        else:
-            joined.append((count, adapters))
-    return joined
+    def _end(self, runs: list[Run], error: LatentwireError, instead: dict[Run, LatentwireError] = {}) -> None:
+        for run in runs:
+            self.figures.runs_finished += 1
+            run.finish(None, instead.get(run) or copied(error))

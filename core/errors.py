@@ -21,6 +21,9 @@
     │   ├── TooManyJobs             too_many_jobs           the client or the host has enough to do
     │   ├── JobCancelled            cancelled               the job was cancelled
     │   ├── Superseded              superseded              a newer request of its slot took the job's place
+    │   ├── OutOfMemory             out_of_memory           the picture needs more memory than there is
+    │   ├── NotFinite               not_finite              the picture came to hold NaN or infinite values
+    │   ├── EngineRestarted         engine_restarted        the engine was started anew while the job was under way
     │   └── JobFailed               job_failed              the pipeline raised
     ├── HostClosing                 host_closing            the host is shutting down
     └── InternalError               internal_error          a fault of latentwire's own; please report it
@@ -198,6 +201,24 @@ class Superseded(JobError):
     def __init__(self, message: str, keeps_previews: bool = False) -> None:
         super().__init__(message)
         self.keeps_previews = keeps_previews
+
+
+class OutOfMemory(JobError):
+    """The picture needs more memory than there is."""
+
+    code = "out_of_memory"
+
+
+class NotFinite(JobError):
+    """The picture came to hold NaN or infinite values."""
+
+    code = "not_finite"
+
+
+class EngineRestarted(JobError):
+    """The engine was started anew while the job was under way."""
+
+    code = "engine_restarted"
 
 
 class JobFailed(JobError):

@@ -18,8 +18,10 @@ from torch.utils import _pytree as pytree
 
 from .adapters import Weighted
 from .batching import SPECS, UNSHARED, Batcher, BatchSpec, Parts, nothing
+from .finite import is_finite
 from .remembered import Remembered
 from .requests import Mode
+from .tiles import in_tiles
 
 if TYPE_CHECKING:
     from .compiled import CompiledForward
@@ -67,6 +69,7 @@ class Gate:
         self.spec = SPECS.get(type(module).__name__, UNSHARED)
         self.batcher = Batcher(self.spec, self.forward) if self.spec.rows else None
         self.compiled: CompiledForward | None = None
+        self.whole: Any = None  # what the module is a half of
         self._module = module
 
     @functools.cached_property
@@ -83,6 +86,10 @@ class Gate:
     def wait(self, run: RunGreenlet, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hand a run's call to the engine; what comes back is its output."""
         return self.made(run, Waiting(self, args, kwargs))
+
+    def in_tiles(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output, made with less memory and other bits; None for modules that cannot."""
+        return None if self.whole is None else in_tiles(self.whole, self._module, args, kwargs)
 
     def made(self, run: RunGreenlet, waiting: "Waiting") -> Any:
         """Stop a run here until the engine has made its call."""
@@ -193,9 +200,14 @@ class RememberingGate(Gate):
         if known is not None and (known.alone or run.asker.mode == "fast"):
             return _copy(known.output)
         output = self.made(run, waiting)
-        if self._mine(run) == adapters:  # else a weight was changed while the call waited
+        # else a weight was changed while the call waited; and a fault of this one moment must not be remembered
+        if self._mine(run) == adapters and _all_finite(output):
             self._remembered.keep((asked, adapters), Remark(_copy(output), waiting.alone))
         return output
+
+    def forget(self) -> None:
+        """Give the memory back that is taken by what it remembers."""
+        self._remembered.clear()
 
     def _mine(self, run: RunGreenlet) -> tuple[Any, ...]:
         """The run's adapters that change this module, in their order, and their weights.
@@ -217,6 +229,11 @@ def _ids_and_options(parts: Parts | None) -> Any:
                 return None
             values.append(leaf.cpu().numpy().tobytes() if isinstance(leaf, torch.Tensor) else leaf)
     return parts.rows, parts.key, tuple(values)
+
+
+def _all_finite(output: Any) -> bool:
+    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    return all(is_finite(tensor) for tensor in tensors if tensor.is_floating_point())
 
 
 def _copy(output: Any) -> Any:
@@ -252,6 +269,10 @@ class Waiting:
         self.alone = True
         return self.gate.forward(*self.args, **self.kwargs)
 
+    def in_tiles(self) -> Any:
+        """The call in tiles, for less memory; None where it cannot be."""
+        return self.gate.in_tiles(self.args, self.kwargs)
+
 
 def gate_of(module: nn.Module) -> Gate | None:
     """The gate before a module's forward; None where it has none."""
@@ -259,8 +280,12 @@ def gate_of(module: nn.Module) -> Gate | None:
     return gate if isinstance(gate, Gate) else None
 
 
-def install_gate(module: nn.Module, component: str = "") -> None:
-    """Put a gate before the module's forward, once."""
+def install_gate(module: nn.Module, component: str = "", whole: Any = None) -> None:
+    """Put a gate before the module's forward, once.
+
+    Args:
+        whole: What the module is a half of.
+    """
     if gate_of(module) is not None:
         return
     if type(module).__name__ == "ControlNetModel":
@@ -269,6 +294,8 @@ def install_gate(module: nn.Module, component: str = "") -> None:
         gate = RememberingGate(module, component)
     else:
         gate = Gate(module, component)
+
+    gate.whole = whole
 
     @functools.wraps(gate.forward)  # keeps the signature, which pipelines inspect
     def forward(*args: Any, **kwargs: Any) -> Any:

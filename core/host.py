@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,7 +20,6 @@ from .errors import (
     HostClosing,
     InternalError,
     LatentwireError,
-    PluginError,
     SettingsError,
     UnknownCommand,
     UnknownImage,
@@ -31,8 +31,9 @@ from .image_store import ImageStore
 from .job_table import JobTable
 from .model_store import ModelStore
 from .pictures import read_picture
+from .plugin_guard import PluginGuard
 from .plugin_host import PluginHost
-from .registry import PluginRegistry, Registry, nearest
+from .registry import CORE, PluginRegistry, Registry, nearest
 from .requests import GenerateRequest, UpdateRequest, with_fields
 from .runner import Runner
 from .schedulers import diffusers_schedulers
@@ -49,8 +50,6 @@ DEFAULT_ROWS = 32  # of a forward, until the knee is known
 MOST_ROWS = 64  # that the knee may have
 MEASURING_S = 1.0
 
-CORE = "latentwire"  # owns what no plugin brought
-
 
 class Host:
     """Answers commands. Make it, call `warm_up` from a thread if you like, and `close` it.
@@ -62,13 +61,14 @@ class Host:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.device = _device(settings.engine.device)
-        self.registry = Registry()
+        self.guard = PluginGuard(settings.engine.plugin_timeout_s)
+        self.registry = Registry(guard=self.guard)
         core = PluginRegistry(CORE)
         core.schedulers.update(diffusers_schedulers())
         core.events.update(EVENTS)
         register_core(core, GenerateRequest)
         self.registry.merge(core)
-        self.plugins = PluginHost(self.registry)
+        self.plugins = PluginHost(self.registry, self.guard)
         self.plugins.load(settings.plugins, settings.discover)
         self._take_in_fields()
         if settings.defaults.scheduler not in self.registry.schedulers:
@@ -82,7 +82,14 @@ class Host:
         self.store = ModelStore(models, self.device, memory and memory << 20, self.state_changed, most_rows)
         self.images = ImageStore(settings.limits.images_mib << 20)
         engine = settings.engine
-        self.engine = Engine(engine.max_batch_rows or DEFAULT_ROWS, engine.reproducible_rows, engine.max_running)
+        self.engine = Engine(
+            engine.max_batch_rows or DEFAULT_ROWS,
+            engine.reproducible_rows,
+            engine.max_running,
+            self.store.make_room,
+            self._renew,
+            self._renewed,
+        )
         self.jobs = JobTable(settings.limits)
         self.slots = Slots()
         self.runner = Runner(self)
@@ -108,9 +115,12 @@ class Host:
             raise UnknownCommand(f"there is no command {command[:80]!r}; {hint}")
         if self.closing:
             raise HostClosing("the host is shutting down and takes no more commands")
+        self.guard.strikes.check(entry.plugin)
         context = CommandContext(self, client, emit)
         try:
-            return await entry.handler(context, validate(entry.params, params, command))
+            result = await entry.handler(context, validate(entry.params, params, command))
+            self.guard.strikes.forgive(command, entry.plugin)
+            return result
         except LatentwireError:
             raise
         except BaseException as error:  # a plugin's SystemExit, or a cancellation of its own, must not pass for ours
@@ -120,8 +130,7 @@ class Host:
             log.exception("command %s failed", command)
             problem = f"{type(error).__name__}: {error}"
             if entry.plugin != CORE:
-                message = f"plugin {entry.plugin!r} failed in command {command}: {problem}"
-                raise PluginError(message, plugin=entry.plugin) from error
+                raise self.guard.failed(entry.plugin, f"command {command}", error, kind=command) from error
             raise InternalError(f"{command} failed: {problem}") from error
 
     def picture(self, image: bytes | str, path: Sequence[str | int] = ()) -> PILImage:
@@ -187,17 +196,36 @@ class Host:
         self.slots.forget(client)
         self.plugins.tell("client_left", ClientContext(client))
 
-    def warm_up(self) -> None:
-        """Load the default model and run two steps through it, so that the first client waits for nothing."""
+    def warm_up(self, measure: bool = True) -> None:
+        """Load the default model and run two steps through it, so that the first client waits for nothing.
+
+        Args:
+            measure: Whether to find out how many rows share a forward.
+        """
         begin = time.monotonic()
         build = self.runner.build_for(GenerateRequest(prompt=""))
         wanted = self.settings.engine.max_batch_rows
-        pace = self.runner.rehearse(build, self._log_load, wanted or MOST_ROWS, MEASURING_S)
+        pace = self.runner.rehearse(build, self._log_load, wanted or MOST_ROWS, MEASURING_S if measure else 0.0)
         if pace is not None:
             self.engine.policy.learn(pace, wanted)
             log.info("up to %d rows share a forward", self.engine.policy.most_rows)
         self.ready = True
         log.info("model %s is ready after %.1f s", self.settings.defaults.model, time.monotonic() - begin)
+
+    def _renew(self) -> None:
+        """The device has failed: nothing that is loaded can be trusted."""
+        self.ready = False
+        self.store.renew()
+
+    def _renewed(self) -> None:
+        """Be ready again once the default model has been loaded anew and has made two steps."""
+        threading.Thread(target=self._recover, name="recover", daemon=True).start()
+
+    def _recover(self) -> None:
+        try:
+            self.warm_up(measure=False)
+        except Exception as error:
+            log.error("the host is not ready: the device still fails: %s", error)
 
     def close(self) -> None:
         """End every job and the engine; takes no more commands."""
@@ -207,6 +235,7 @@ class Host:
         self.engine.close()
         self.runner.close()
         self._pixels.shutdown(cancel_futures=True)
+        self.guard.watchdog.close()
         self._end_jobs()  # those that came in between
 
     def _end_jobs(self) -> None:

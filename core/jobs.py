@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, Literal
 
-from .errors import JobCancelled, JobFailed, LatentwireError, PluginError, copied
+from .errors import EngineRestarted, JobCancelled, LatentwireError, PluginError, copied
 from .events import (
     Changed,
     Event,
@@ -24,6 +24,7 @@ from .events import (
     Started,
     Step,
 )
+from .faults import typed
 from .requests import GenerateRequest
 from .run import Run
 from .tuning import Tuning
@@ -40,6 +41,7 @@ class Job:
 
     Attributes:
         id: Given by the host.
+        asked: The request as it came, before plugins filled in more.
         client: Who sent it; others can neither cancel nor change it.
         outcome: Becomes the command's result, or the error that ended the job.
         revision: Of its slot, from 1; None without a slot.
@@ -62,6 +64,7 @@ class Job:
     steps_done: int = 0
     steps_shown: int = 0
     when_shown: Callable[[], None] = lambda: None
+    asked: GenerateRequest = field(init=False)
     owner: Watcher = field(init=False)
     watchers: tuple[Watcher, ...] = field(init=False)
     _state: State = "preparing"
@@ -77,6 +80,7 @@ class Job:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
+        self.asked = self.request
         self.owner = Watcher(self.request.stream, self.listener)
         self.watchers = (self.owner,)
 
@@ -202,6 +206,29 @@ class Job:
             submit(*runs)
             self._state = "running"  # unless the engine says that they have to wait
 
+    def begin_again(self, run: Run) -> bool:
+        """Go back to where it was accepted, for a run of it that cannot begin any more.
+
+        Returns:
+            Whether that has been done, and it shall be prepared anew: once for all of its runs. A job that has begun
+            fails.
+        """
+        with self._lock:
+            if self._over or run not in self._runs:
+                return False
+            if not self._begun:
+                self._runs = []
+                self._state = "preparing"
+                self._place = None
+                self.request = self.asked
+                calls, self._before_end = self._before_end, []
+        if self._begun:
+            self.fail(EngineRestarted("the engine was started anew; send the request again"))
+            return False
+        for call in calls:
+            call()
+        return True
+
     def pause(self, paused: bool) -> bool:
         """Let it wait before its next step, or go on; whether that changed anything."""
         with self._lock:
@@ -241,8 +268,7 @@ class Job:
         """End with an error and stop what still runs; False for a job that has ended."""
         if isinstance(error, PluginError) or not isinstance(error, LatentwireError):
             log.error("job %s failed", self.id, exc_info=error)
-        if not isinstance(error, LatentwireError):
-            error = JobFailed(f"the pipeline failed: {type(error).__name__}: {error}")
+        error = typed(error)
         state: State = error.code if error.code in ("cancelled", "superseded") else "failed"  # type: ignore[assignment]
         watchers = self._end(state)
         if watchers is None:

@@ -4,6 +4,7 @@ A lease counts what it holds as in use until it is released. Weights come from s
 folders and from nowhere else.
 """
 
+import gc
 import itertools
 import json
 import logging
@@ -27,7 +28,9 @@ from .compiled import compile_denoiser
 from .cpu import is_slow
 from .errors import InvalidParams, LatentwireError, ModelLoadError, NotLoaded, UnknownModel
 from .families import FAMILIES, Family
-from .gates import gated_parts, install_gate, remove_gates
+from .faults import is_device, is_memory
+from .gates import RememberingGate, gate_of, gated_parts, install_gate, remove_gates
+from .memory import give_back
 from .offload import offload
 from .previews import Previewer, TinyDecoder, factors_for, preview_dtype
 from .settings import ModelSettings
@@ -124,6 +127,7 @@ class Lease:
     controlnets: tuple[Any, ...]
     adapters: tuple[Weighted, ...]
     keys: tuple[Key, ...]
+    shelf: Shelf[Key]  # where all of it lies
 
 
 class ModelStore:
@@ -154,6 +158,8 @@ class ModelStore:
         self._bringing: set[tuple[Kind, str]] = set()
         self._numbers = itertools.count(1)
         self._turns: dict[str, WeakSet[torch.nn.Module]] = {}
+        self._budget = budget
+        self._changed = changed
         self.shelf: Shelf[Key] = Shelf(budget, changed)
         for name, settings in models.items():
             if device.type == "cpu" and is_slow(settings.dtype):
@@ -196,10 +202,12 @@ class ModelStore:
         named = [self._find("controlnet", name, build.model) for name in build.controlnets]
         weighted = [(self._find("adapter", name, build.model), weight) for name, weight in build.adapters]
         keys: list[Key] = []
+        shelf = self.shelf
         total = len(card.parts) + len(named) + len(weighted)
 
         def take(key: Key, name: str, load: Callable[[], Loaded]) -> Any:
-            value = self.shelf.take(key, load, partial(progress, name, len(keys) + 1, total))
+            load_or_make_room = partial(self._load_or_make_room, load)
+            value = shelf.take(key, load_or_make_room, partial(progress, name, len(keys) + 1, total))
             keys.append(key)
             return value
 
@@ -207,7 +215,7 @@ class ModelStore:
             key = brought.key(build.dtype)
             value = take(key, f"{brought.kind} {brought.name}", partial(self._load_brought, brought, build.dtype))
             if self._brought.get((brought.kind, brought.name)) is not brought:  # unloaded since: this was its last use
-                self.shelf.put_away([key], when_free=True)
+                shelf.put_away([key], when_free=True)
             return value
 
         try:
@@ -220,17 +228,45 @@ class ModelStore:
             controlnets = tuple(take_brought(net) for net in named)
             adapters = tuple((take_brought(adapter), weight) for adapter, weight in weighted)
             paint = Key(card.name, PREVIEWER_FOLDER, preview_dtype(self._device))
-            previewer = self.shelf.take(paint, lambda: Loaded(_load_previewer(card, components["vae"])))
+            previewer = shelf.take(paint, lambda: Loaded(_load_previewer(card, components["vae"])))
             keys.append(paint)
         except BaseException:
-            self.shelf.give_back(keys)
+            shelf.give_back(keys)
             raise
         optional = dict.fromkeys(SKIPPED - {"scheduler"})
-        return Lease(card, self._device, optional | components, previewer, controlnets, adapters, tuple(keys))
+        return Lease(card, self._device, optional | components, previewer, controlnets, adapters, tuple(keys), shelf)
 
     def release(self, lease: Lease) -> None:
         """Give a lease back; call it once."""
-        self.shelf.give_back(lease.keys)
+        lease.shelf.give_back(lease.keys)
+
+    def make_room(self) -> None:
+        """Free what can be had again: what nobody uses, and the prompts that text encoders remember."""
+        self.shelf.put_away_unused()
+        for value, *_ in self.shelf.contents().values():
+            for part in gated_parts(value):
+                gate = gate_of(part)
+                if isinstance(gate, RememberingGate):
+                    gate.forget()
+        gc.collect()
+        give_back()
+
+    def renew(self) -> None:
+        """Read everything anew from now on; what is loaded goes with the last lease of it."""
+        old, self.shelf = self.shelf, Shelf(self._budget, self._changed)
+        self.shelf.loads, self.shelf.hits = old.loads, old.hits
+        old.empty()
+
+    def _load_or_make_room(self, load: Callable[[], Loaded]) -> Loaded:
+        """What a load gives, tried once more with all the memory that can be had."""
+        try:
+            return load()
+        except Exception as error:
+            if not is_memory(error):
+                raise
+        log.warning("memory ran out while something was loaded; it is tried again")
+        self.make_room()
+        return load()
 
     @contextmanager
     def leased(self, model: str, progress: Progress = no_progress) -> Iterator[Lease]:
@@ -274,14 +310,16 @@ class ModelStore:
                 message = f"a {kind} is already called {name!r}; unload it, or choose another name"
                 raise InvalidParams(message, [{"path": ["name"], "message": message, "got": name}])
             self._bringing.add((kind, name))
+        shelf = self.shelf
         try:
-            self.shelf.take(brought.key(own), partial(self._load_brought, brought, own))
+            load = partial(self._load_brought, brought, own)
+            shelf.take(brought.key(own), partial(self._load_or_make_room, load))
             with self._lock:
                 self._brought[kind, name] = brought
         finally:
             with self._lock:
                 self._bringing.discard((kind, name))
-        self.shelf.give_back([brought.key(own)])
+        shelf.give_back([brought.key(own)])
         return self._row(brought, self.shelf.contents())
 
     def drop(self, kind: Kind, name: str, when_free: bool = False) -> bool:
@@ -356,6 +394,8 @@ class ModelStore:
             if upcast:
                 keep_upcast(component)
         except Exception as error:
+            if is_memory(error) or is_device(error):
+                raise
             message = f"model {card.name!r}: cannot load {name} ({library}.{class_name}): {error}"
             raise ModelLoadError(message) from error
         if class_name == "CLIPTextModel" and not hasattr(component, "text_model"):
@@ -368,7 +408,7 @@ class ModelStore:
         if settings.cpu_offload and isinstance(component, torch.nn.Module):
             offload(component, name, self._device, self._turns.setdefault(card.name, WeakSet()))
         for part in gated_parts(component):
-            install_gate(part, name)
+            install_gate(part, name, whole=component if part is not component else None)
         log.info("loaded %s of model %s as %s", name, card.name, dtype)
         if name == card.row.denoiser and settings.compile:
             compile_denoiser(component, self._device, self._most_rows, card.name)
@@ -393,7 +433,9 @@ class ModelStore:
 
         except LatentwireError:
             raise
-        except Exception as error:
+        except BaseException as error:  # a plugin's load may raise anything
+            if is_memory(error) or is_device(error):
+                raise
             raise ModelLoadError(f"cannot load {brought.kind} {brought.name!r}: {error}") from error
         return replace(loaded, put_away=put_away)
 
@@ -495,6 +537,8 @@ def _load_previewer(card: ModelCard, vae: Any) -> Previewer:
         if theirs != ours:
             raise ValueError(f"it decodes latents of {theirs} channels, and the model's have {ours}")
     except Exception as error:
+        if is_memory(error) or is_device(error):
+            raise
         raise ModelLoadError(f"model {card.name!r}: cannot load its {PREVIEWER_FOLDER}: {error}") from error
     to_device(tiny, vae.device, preview_dtype(vae.device), channels_last=True)
     return TinyDecoder(tiny)

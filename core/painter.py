@@ -37,7 +37,7 @@ class Painter:
             work = self._waiting.pop(picture)
         try:
             work()
-        except Exception:
+        except BaseException:
             log.exception("a preview of %s could not be painted", picture)
         with self._lock:  # only now: a picture's previews must not overtake one another
             more = picture in self._waiting

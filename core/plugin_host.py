@@ -13,7 +13,8 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -22,11 +23,16 @@ from pydantic import BaseModel
 
 from .errors import LatentwireError, PluginError, SettingsError
 from .hookspecs import PROJECT, HookSpecs
+from .plugin_guard import PluginGuard
 from .registry import PluginRegistry, Registry
 from .settings import PluginSettings, parse
 from .settings import Settings as HostSettings  # `from latentwire import *` brings it into a plugin's module
+from .strikes import JOB
 
 BUILT_IN = ("img2img", "controlnet", "lora", "clip_skip", "stats", "http_api", "results")
+
+OUTSIDE_OF_JOBS = ("update_job", "client_left")
+"""Hooks whose failures a finished job says nothing about."""
 
 Source = Literal["built-in", "installed", "file"]
 
@@ -35,7 +41,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PluginReport:
-    """What became of one plugin: `error` is one line, `trace` the whole traceback of a failed one."""
+    """What became of one plugin: `error` is one line, `trace` the whole traceback of a failed one.
+
+    One may be disabled by the settings, or, with an error, because it kept failing.
+    """
 
     name: str
     source: Source
@@ -48,8 +57,9 @@ class PluginReport:
 class PluginHost:
     """The plugins of one host, in the order that their hooks run."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, guard: PluginGuard) -> None:
         self._registry = registry
+        self._guard = guard
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(HookSpecs)
         self._reports: list[PluginReport] = []
@@ -57,7 +67,11 @@ class PluginHost:
     @property
     def reports(self) -> list[PluginReport]:
         """One for each plugin that was found, in running order."""
-        return list(self._reports)
+        reasons = {report.name: self._guard.strikes.reason(report.name) for report in self._reports}
+        return [
+            replace(report, state="disabled", error=reasons[report.name]) if reasons[report.name] else report
+            for report in self._reports
+        ]
 
     def load(self, wanted: Iterable[PluginSettings], discover: bool = True) -> None:
         """Load the plugins that the settings name, in that order, then all others that can be found."""
@@ -82,12 +96,26 @@ class PluginHost:
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             try:
                 implementation.function(context)
-            except LatentwireError:
+            except BaseException:
                 log.exception("hook %s failed", hook)
 
     def listens(self, hook: str) -> bool:
         """Whether any plugin implements the hook; what nobody listens to need not be prepared."""
         return bool(getattr(self._manager.hook, hook).get_hookimpls())
+
+    def check_usable(self, table: str, given: Any) -> None:
+        """Refuse a request that asks something of a disabled plugin: without its hooks it would be ignored.
+
+        Args:
+            table: `field` or `update field`.
+            given: The request.
+
+        Raises:
+            PluginError: it does.
+        """
+        for (kind, name), plugin in self._registry.owners.items():
+            if kind == table and getattr(given, name, None) is not None:
+                self._guard.strikes.check(plugin)
 
     def _load_one(self, plugin: PluginSettings, installed: EntryPoint | None) -> PluginReport:
         name = plugin.name
@@ -115,11 +143,37 @@ class PluginHost:
             for implementation in caller.get_hookimpls():
                 if implementation.plugin is subject:
                     _check(name, caller, implementation)
-                    _name_faults(implementation, name, caller.name)
+                    self._watch_over(implementation, name, caller.name)
         entries = PluginRegistry(name, settings)
         only_others = [other for other in self._manager.get_plugins() if other is not subject]
         self._manager.subset_hook_caller("register", only_others)(registry=entries)
         self._registry.merge(entries)
+
+    def _watch_over(self, implementation: Any, plugin: str, hook: str) -> None:
+        """Let the hook's function run under guard, and no more once its plugin is disabled."""
+        function, guard, where = implementation.function, self._guard, f"hook {hook}"
+        if hook == "register":  # while the host starts: nobody waits for it yet
+            implementation.function = _naming(function, plugin, hook)
+            return
+
+        def checked(*args: Any) -> None:
+            function(*args)
+            for context in args:
+                if hasattr(context, "check"):
+                    context.check()
+
+        @functools.wraps(function)
+        def call(*args: Any) -> None:
+            if guard.strikes.reason(plugin) is not None:
+                return
+            job = getattr(args[0], "job", None)
+            if hook in OUTSIDE_OF_JOBS:
+                guard.run(plugin, where, partial(checked, *args), hook, hook)
+                guard.strikes.forgive(hook, plugin)
+            else:
+                guard.run(plugin, where, partial(checked, *args), hook, JOB, job)
+
+        implementation.function = call
 
     def _unregister(self, name: str) -> None:
         if self._manager.has_plugin(name):
@@ -180,21 +234,17 @@ def hook_names() -> list[str]:
     return [name for name in vars(HookSpecs) if not name.startswith("_")]
 
 
-def _name_faults(implementation: Any, plugin: str, hook: str) -> None:
-    """Let whatever the hook's function raises name its plugin and hook."""
-    function = implementation.function
+def _naming(function: Any, plugin: str, hook: str) -> Any:
+    """Let whatever a function raises name its plugin and hook."""
 
     @functools.wraps(function)
     def call(*args: Any) -> None:
         try:
             function(*args)
-            for context in args:
-                if hasattr(context, "check"):
-                    context.check()
         except LatentwireError:
             raise  # a plugin's own refusal, said in our terms
         except BaseException as error:
             message = f"plugin {plugin!r} failed in {hook}: {type(error).__name__}: {error}"
             raise PluginError(message, plugin=plugin, hook=hook) from error
 
-    implementation.function = call
+    return call

@@ -1,6 +1,7 @@
 """What plugins and the core have registered: commands, request fields, schedulers, each under one name."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 
 from .errors import PluginError
 from .events import Event
+from .plugin_guard import PluginGuard
 from .schedulers import MakeScheduler
 
 if TYPE_CHECKING:
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     MakeRoutes = Callable[[Host], Sequence[BaseRoute]]
 
 Entry = TypeVar("Entry")
+
+CORE = "latentwire"
+"""Owns what no plugin brought."""
+
+PLUGIN_TIMEOUT_S = 30.0
 
 MOST_NAMES = 12  # of those that an error lists
 
@@ -71,6 +78,7 @@ class Registry:
     preprocessors: dict[str, Preprocessor] = field(default_factory=dict)
     routes: "dict[str, MakeRoutes]" = field(default_factory=dict)  # by plugin
     owners: dict[tuple[str, str], str] = field(default_factory=dict)
+    guard: PluginGuard = field(default_factory=lambda: PluginGuard(PLUGIN_TIMEOUT_S))
 
     def merge(self, addition: "PluginRegistry") -> None:
         """Take over everything that one plugin registered, or nothing.
@@ -105,15 +113,41 @@ class Registry:
         Raises:
             PluginError: the plugin that brought the scheduler could not make one for this model.
         """
-        owner = self.owners["scheduler", name]
-        try:
+        owner, where = self.owners["scheduler", name], f"scheduler {name!r}"
+
+        def make() -> Any:
             scheduler = self.schedulers[name](config)
             if not callable(getattr(scheduler, "step", None)):
                 raise TypeError(f"got {scheduler!r:.80}, wanted a scheduler")
-        except Exception as error:
-            message = f"plugin {owner!r} failed to make scheduler {name!r}: {type(error).__name__}: {error}"
-            raise PluginError(message, plugin=owner) from error
+            return scheduler
+
+        scheduler = self.guard.run(owner, where, make)
+        if owner != CORE:
+            scheduler.step = self._guarded(scheduler.step, owner, where)
         return scheduler
+
+    def preprocess(self, name: str, picture: "PILImage", options: Any) -> "PILImage":
+        """A picture as a registered preprocessor makes it, of the same size, in RGB.
+
+        Raises:
+            PluginError: it raised, or gave something else; names the plugin that brought it.
+        """
+        owner = self.owners["preprocessor", name]
+
+        def apply() -> "PILImage":
+            result = self.preprocessors[name].apply(picture, options)
+            if getattr(result, "size", None) != picture.size:
+                raise ValueError(f"of a picture of {picture.size} it made {getattr(result, 'size', repr(result)[:80])}")
+            return result.convert("RGB")
+
+        return self.guard.run(owner, f"preprocessor {name!r}", apply)
+
+    def _guarded(self, step: Any, owner: str, where: str) -> Any:
+        @functools.wraps(step)  # pipelines look for eta and generator in its signature
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            return self.guard.run(owner, where, functools.partial(step, *args, **kwargs))
+
+        return guarded
 
 
 @dataclass

@@ -46,3 +46,9 @@ class Remembered:
             while self._bytes > self._budget and len(self._values) > 1:
                 _, old = self._values.popitem(last=False)
                 self._bytes -= self._weigh(old)
+
+    def clear(self) -> None:
+        """Remember nothing."""
+        with self._lock:
+            self._values.clear()
+            self._bytes = 0

@@ -1,13 +1,16 @@
 """One pipeline call on its way through the engine."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .adapters import Weighted
-from .errors import LatentwireError
+from .errors import EngineRestarted, InternalError, LatentwireError
 from .gates import RunGreenlet, Waiting
 from .requests import Mode
+
+log = logging.getLogger(__name__)
 
 
 def _nothing(*_: Any) -> None:
@@ -32,6 +35,9 @@ class Run:
         began: Called once its turn has come, with the seconds that it may take; on the engine's thread.
         queued: Called while it waits for that, with its job's place (1: the next), and the seconds until it begins and
             until it ends, None where nothing is known yet; on the engine's thread.
+        generation: The engine's, when what it uses was leased; None: it uses nothing of a model.
+        displaced: Called in place of `done` where the device failed before it began: make it anew. None: it ends with
+            an error.
     """
 
     mode: Mode
@@ -46,6 +52,8 @@ class Run:
     work: float = 0.0
     began: Callable[[float | None], None] = _nothing
     queued: Callable[[int, float | None, float | None], None] = _nothing
+    generation: int | None = None
+    displaced: Callable[[], None] | None = None
 
     controlnet_scales: dict[int, float] = field(default_factory=dict, init=False)  # see RunGreenlet
     rows_done: int = field(default=0, init=False)
@@ -66,10 +74,31 @@ class Run:
         self.paused = paused
         self.wake()
 
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        """Tell its end, once; from the thread that has it."""
+        done = self.done
+        self.forget()
+        for outcome in ((result, error), (None, InternalError("the run's end could not be told; see the host's log"))):
+            try:
+                done(*outcome)
+                return
+            except BaseException:
+                log.exception("a run's end could not be told")
+
+    def displace(self) -> None:
+        """It cannot begin: what it would use is gone."""
+        displaced = self.displaced
+        if displaced is None:
+            self.finish(None, EngineRestarted("the engine was started anew; send the request again"))
+            return
+        self.forget()
+        displaced()
+
     def forget(self) -> None:
         """Let go of all that the call used; whoever still holds the run must not hold a model."""
         self.waiting = self.greenlet = self.stopped = None  # the last one's traceback leads through the call
         self.call = self.done = self.began = self.queued = self.wake = _nothing
+        self.displaced = None
         self.adapters = ()
 
     @property

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from .build import PipelineBuild, PipelineCall, assemble, pipeline_class
-from .errors import InvalidParams, JobFailed
+from .errors import InvalidParams
 from .events import Image, Loading, Started
+from .faults import is_device, is_memory, typed
+from .finite import not_finite
 from .hookspecs import BuildContext, CallContext, EncodedContext, ImageContext
 from .images import describe_in_png, encode, to_picture, to_tensor
 from .jobs import Job
@@ -28,8 +30,10 @@ from .run import Run
 from .schedulers import suits
 from .step_stream import StepStream
 from .stepping import watch
-from .threads import workers
+from .strikes import JOB
+from .threads import Crew
 from .tuning import Tuner, tuning_of
+from .watchdog import Abandoned
 
 if TYPE_CHECKING:
     from .host import Host
@@ -50,18 +54,18 @@ class Runner:
         self._store = host.store
         self._engine = host.engine
         # Pools of their own: neither a long load nor slow previews keep finished pictures waiting.
-        self._prepare_pool = workers(32, "prepare")  # most of them wait for one load
-        self._finish_pool = workers(2, "finish")
+        self._prepare_crew = Crew(32, "prepare")  # most of them wait for one load
+        self._finish_crew = Crew(2, "finish")
         self._painter = Painter()
 
     def start(self, job: Job) -> None:
         """Begin a job; returns at once, the job's outcome and events say how it goes."""
-        self._prepare_pool.submit(self._prepare, job)
+        self._prepare_crew.submit(self._prepare, job, failed=job.fail)
 
     def close(self) -> None:
         """Wait for what is in the pools; the engine must be closed already."""
-        self._prepare_pool.shutdown(cancel_futures=True)
-        self._finish_pool.shutdown()
+        self._prepare_crew.close(drop=True)
+        self._finish_crew.close()
         self._painter.close()
 
     def build_for(self, request: GenerateRequest) -> PipelineBuild:
@@ -127,6 +131,7 @@ class Runner:
         if job.outcome.done():  # cancelled before its turn came
             return
         try:
+            generation = self._engine.generation  # before anything is leased
             context = BuildContext(self._host, job.client, job.id, job.request, self.build_for(job.request))
             self._plugins.call("modify_build", context)
             job.take(context.request)
@@ -137,11 +142,26 @@ class Runner:
             lease = self._store.lease(build, lambda *at: job.emit(Loading(job.id, build.model, *at)))
             job.before_end(partial(self._store.release, lease))  # whoever hears of the end may unload what it used
             calls = [self._call_for(job, index, build, lease) for index in range(len(job.seeds))]
-            job.tuning = job.first_tuning = tuning_of(build, calls[0], lease)
+            tuning = tuning_of(build, calls[0], lease)
+            if job.tuning is job.first_tuning:  # else it was changed before it had to be prepared again
+                job.tuning = tuning
+            job.first_tuning = tuning
             runs = [self._run_for(job, index, build, call, lease) for index, call in enumerate(calls)]
+            for run in runs:
+                run.generation = generation
+                run.displaced = partial(self._begin_again, job, run)
             job.begin(runs, self._engine.submit)
+        except Abandoned:
+            raise
         except BaseException as error:
+            if is_device(error):
+                self._engine.report(error)
             job.fail(error)
+
+    def _begin_again(self, job: Job, run: Run) -> None:
+        """What a run was prepared with is gone."""
+        if job.begin_again(run):
+            self.start(job)
 
     def _call_for(self, job: Job, index: int, build: PipelineBuild, lease: Lease) -> PipelineCall:
         request, card, defaults = job.request, lease.card, lease.card.defaults
@@ -175,15 +195,15 @@ class Runner:
             follow = StepStream(job, index, size, lease.previewer, self._plugins, self._painter, tuner)
             callback = watch(pipeline, follow)
             given = tuner.begin(arguments)
-            return pipeline(**given, generator=generator, callback_on_step_end=callback).images
+            images = pipeline(**given, generator=generator, callback_on_step_end=callback).images
+            return images[0].float().cpu().numpy()  # where a GPU tells of what has gone wrong
 
-        def done(images: Any, error: BaseException | None) -> None:
+        def done(array: Any, error: BaseException | None) -> None:
             if error is not None:
-                job.fail(error)
+                job.fail(typed(error, f"{call.width}x{call.height}") if is_memory(error) else error)
                 return
             try:
-                array = images[0].float().cpu().numpy()
-                self._finish_pool.submit(self._finish, job, index, build, call, array, changes)
+                self._finish_crew.submit(self._finish, job, index, build, call, array, changes, failed=job.fail)
             except BaseException as raised:
                 job.fail(raised)
 
@@ -215,9 +235,7 @@ class Runner:
             if job.outcome.done():
                 return
             if not np.isfinite(array).all():
-                raise JobFailed(
-                    "the picture holds NaN or infinite values; try dtype bfloat16 or float32 for this model"
-                )
+                raise not_finite("the picture holds")
             if call.output_type == "latent":
                 event = Image(job.id, index, call.seed, None, to_tensor(array, "float32"))
             else:
@@ -232,6 +250,7 @@ class Runner:
                 self._plugins.call("image_encoded", encoded)
                 event = Image(job.id, index, call.seed, picture, None, image_id, encoded.result)
             if job.picture_done(event):
+                self._registry.guard.strikes.forgive(JOB)
                 job.finish(
                     {
                         "job": job.id,
@@ -243,6 +262,8 @@ class Runner:
                         "seconds": round(monotonic() - job.created, 4),
                     }
                 )
+        except Abandoned:
+            raise
         except BaseException as error:
             job.fail(error)
 

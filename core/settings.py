@@ -62,6 +62,9 @@ class EngineSettings(Section):
     memory_mib: int | None = Field(
         None, ge=1, description="loaded weights may take so much; what no job uses makes room. None: no bound"
     )
+    plugin_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="so long a plugin may take in a hook; then its job fails, and it has a strike"
+    )
 
 
 class DefaultSettings(Section):

@@ -151,6 +151,22 @@ class Shelf(Generic[Key]):
             loaded = {key: slot for key, slot in self._slots.items() if slot.loaded}
             return {key: (slot.loading.result(), slot.nbytes, slot.users) for key, slot in loaded.items()}
 
+    def put_away_unused(self) -> None:
+        """Put away what nobody uses just now."""
+        with self._lock:
+            free = [key for key, slot in self._slots.items() if slot.loaded and not slot.users]
+            gone = [self._slots.pop(key) for key in free]
+        self._let_go(gone)
+        self._changed()
+
+    def empty(self) -> None:
+        """Put everything away, each thing as soon as nobody uses it; what still comes is put away as well."""
+        self._budget = 0
+        with self._lock:
+            for slot in self._slots.values():
+                slot.leaving = True
+        self.put_away_unused()
+
     def _make_room(self) -> None:
         """Put away what nobody uses, the longest unused first, until the rest fits the budget."""
         if self._budget is None:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image as PILImage
 
 from .events import Latents, Preview, Step
+from .finite import FiniteWatch
 from .hookspecs import StepContext
 from .images import encode, to_size, to_tensor
 from .jobs import Job
@@ -45,6 +46,7 @@ class StepStream:
     """Told of each step of one picture, on the engine's thread; gives the latents to go on with.
 
     Raises:
+        NotFinite: the latents hold NaN or infinite values.
         PluginError: a plugin raised in `step_finished`, or left latents of another kind.
     """
 
@@ -59,11 +61,13 @@ class StepStream:
         self._painter = painter
         self._tuner = tuner
         self._files: list[PreviewFile] = []
+        self._finite = FiniteWatch()
 
     def __call__(self, finished: FinishedStep) -> torch.Tensor:
         job, index, step, steps = self._job, self._index, finished.step, finished.steps
         job.steps_done += 1
         latents = finished.latents
+        self._finite.look(step, steps, latents)  # before plugins see them
         if self._plugins.listens("step_finished"):
             context = StepContext(
                 job.id, index, job.request, step, steps, finished.timestep, finished.sigma, latents, finished.predict

@@ -35,7 +35,7 @@ from latentwire import (
     validate,
 )
 
-from .images import prepare, preprocess_with, to_array
+from .images import prepare, to_array
 from .loading import load_control_lora, load_folder
 from .preprocessors import PREPROCESSORS
 
@@ -237,7 +237,7 @@ class Plugin:
             if given.width * given.height > most:
                 message = f"the picture is {given.width}x{given.height} pixels; wanted at most {most} to preprocess"
                 raise InvalidParams(message, [{"path": ["image"], "message": message, "got": f"{given.size}"}])
-            picture = encode(preprocess_with(host, params.name, options, given), "png")
+            picture = encode(host.registry.preprocess(params.name, given, options), "png")
             plain = {"format": picture.format, "width": picture.width, "height": picture.height, "data": picture.data}
             return {"image_id": host.images.put(picture.data), "image": plain}
 
@@ -251,7 +251,7 @@ class Plugin:
             if use.preprocess is None:
                 return picture
             options = _options_of(host, use.preprocess, ["controlnet", place, "preprocess"])
-            return preprocess_with(host, use.preprocess.name, options, picture)
+            return host.registry.preprocess(use.preprocess.name, picture, options)
 
         def make() -> tuple[Image, npt.NDArray[np.float32]]:
             picture = host.picture(use.image, ["controlnet", place, "image"])

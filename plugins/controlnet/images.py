@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image, Resampling
 
-from latentwire import Host, LatentwireError, PluginError, Resize, resized
+from latentwire import Resize, resized
 
 
 def prepare(picture: Image, width: int, height: int, resize: Resize, preprocess: Any) -> Image:
@@ -24,22 +24,3 @@ def to_array(image: Image) -> npt.NDArray[np.float32]:
     """`(1, 3, h, w)` in 0..1, the values that diffusers makes of a PIL image; `torch.from_numpy` copies nothing."""
     pixels = (np.asarray(image, np.float32) / 255).transpose(2, 0, 1)[None]
     return np.ascontiguousarray(pixels)
-
-
-def preprocess_with(host: Host, name: str, options: Any, picture: Image) -> Image:
-    """Run a registered preprocessor, whose result must be a picture of the same size.
-
-    Raises:
-        PluginError: it raised, or gave something else; names the plugin that brought it.
-    """
-    owner = host.registry.owners["preprocessor", name]
-    try:
-        result = host.registry.preprocessors[name].apply(picture, options)
-        if not isinstance(result, Image) or result.size != picture.size:
-            raise ValueError(f"of a picture of {picture.size} it made {getattr(result, 'size', repr(result)[:80])}")
-        return result.convert("RGB")
-    except LatentwireError:
-        raise
-    except Exception as error:
-        message = f"plugin {owner!r} failed in preprocessor {name!r}: {type(error).__name__}: {error}"
-        raise PluginError(message, plugin=owner) from error

@@ -25,9 +25,12 @@ STATUS = {
     "invalid_params": 422,
     "too_many_jobs": 429,
     "job_failed": 500,
+    "not_finite": 500,
     "plugin_failed": 500,
     "internal_error": 500,
+    "engine_restarted": 503,
     "host_closing": 503,
+    "out_of_memory": 507,
 }
 """The HTTP status of each error code; 500 for any other."""
 
