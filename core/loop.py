@@ -7,6 +7,7 @@ and hands each call its own rows. Who goes next is the policy's to say (policy.p
 
 import logging
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -382,7 +383,7 @@ def _tried(
         return forward(runs, calls), None
     except BaseException as error:
         if len(runs) == 1:
-            log.warning("a forward failed", exc_info=True)
+            log.warning("a forward failed\n%s", traceback.format_exc())  # as text: a log may keep what it is given
         error.__cause__ = error.__context__ = None
         return [], error.with_traceback(None)
 

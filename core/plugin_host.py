@@ -151,7 +151,7 @@ class PluginHost:
 
     def _watch_over(self, implementation: Any, plugin: str, hook: str) -> None:
         """Let the hook's function run under guard, and no more once its plugin is disabled."""
-        function, guard, where = implementation.function, self._guard, f"hook {hook}"
+        function, guard, where = implementation.function, self._guard, hook
         if hook == "register":  # while the host starts: nobody waits for it yet
             implementation.function = _naming(function, plugin, hook)
             return

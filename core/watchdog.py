@@ -128,7 +128,7 @@ class Watchdog:
         """Watch what runs within.
 
         Args:
-            where: For people, such as `hook step_finished`.
+            where: For people, such as a hook's name.
             hung: Told when it hangs, with a sentence; from the watchdog's thread.
         """
         return Watch(self, plugin, where, hook, hung)
