@@ -29,6 +29,7 @@ from .files import check_inside, find, local_models
 from .hookspecs import ClientContext
 from .image_store import ImageStore
 from .job_table import JobTable
+from .loop_watch import LoopWatch
 from .model_store import ModelStore
 from .pictures import read_picture
 from .plugin_guard import PluginGuard
@@ -62,6 +63,7 @@ class Host:
         self.settings = settings
         self.device = _device(settings.engine.device)
         self.guard = PluginGuard(settings.engine.plugin_timeout_s)
+        self.loop_watch = LoopWatch(self.guard.watchdog, self.guard.strikes)
         self.registry = Registry(guard=self.guard)
         core = PluginRegistry(CORE)
         core.schedulers.update(diffusers_schedulers())
@@ -118,7 +120,8 @@ class Host:
         self.guard.strikes.check(entry.plugin)
         context = CommandContext(self, client, emit)
         try:
-            result = await entry.handler(context, validate(entry.params, params, command))
+            with self.loop_watch.handling(entry.plugin, command):
+                result = await entry.handler(context, validate(entry.params, params, command))
             self.guard.strikes.forgive(command, entry.plugin)
             return result
         except LatentwireError:

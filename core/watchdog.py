@@ -121,6 +121,7 @@ class Watchdog:
         self.timeout_s = timeout_s
         self.lock = threading.Lock()
         self.watches: set[Watch] = set()
+        self._others: list[Callable[[float], None]] = []
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
 
@@ -132,6 +133,11 @@ class Watchdog:
             hung: Told when it hangs, with a sentence; from the watchdog's thread.
         """
         return Watch(self, plugin, where, hook, hung)
+
+    def also(self, look: Callable[[float], None]) -> None:
+        """Have something else looked at as well; `look` is given the time."""
+        self._others.append(look)
+        self.wake()
 
     def wake(self) -> None:
         """Begin to look, once there is something to look at."""
@@ -149,6 +155,8 @@ class Watchdog:
         while not self._closing.wait(min(LONGEST_PAUSE_S, self.timeout_s / LOOKS)):
             try:
                 self._look()
+                for look in self._others:
+                    look(monotonic())
             except Exception:
                 log.exception("the watchdog could not look")
 

@@ -37,6 +37,7 @@ def create_app(host: Host) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         asyncio.get_running_loop().set_default_executor(workers(32, "work"))  # not a team for each of its threads
+        host.loop_watch.begin()
         sessions.begin()
         warming = asyncio.create_task(_warm_up(host))
         yield
@@ -76,7 +77,7 @@ def create_app(host: Host) -> Starlette:
         Route("/", home),
         Route("/docs/{name:path}", doc),
     ]
-    app = Starlette(lifespan=lifespan, routes=routes + plugin_routes(host))
+    app = Starlette(lifespan=lifespan, routes=[*routes, *plugin_routes(host)])
     origins = host.settings.server.allowed_origins
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])

@@ -29,7 +29,7 @@ HARD_LIMIT = 4 << 20  # bytes of a frame; the session refuses smaller ones more 
 
 
 def serve(file: Path | None, overrides: list[str]) -> int:
-    """Serve until interrupted; the process's exit status."""
+    """Serve until interrupted; the process's exit status: 2 for wrong settings, 1 for a device that keeps failing."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)-8s %(message)s", stream=sys.stderr)
     for noisy in ("uvicorn.error", "uvicorn.asgi"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -42,7 +42,7 @@ def serve(file: Path | None, overrides: list[str]) -> int:
         return 2
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a person ends it
         HostServer(app, host, listener).run(sockets=[listener])
-    return 0
+    return 0 if host.engine.failed is None else 1
 
 
 def server_config(app: ASGIApp) -> uvicorn.Config:
@@ -77,6 +77,10 @@ class HostServer(uvicorn.Server):
         print(f"  page    http://{name}:{port}/")
         print(f"  socket  ws://{name}:{port}/ws")
         print(f"  token   {server.token or 'none needed on loopback'}", flush=True)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end now: also when the device is beyond help, so that whoever started the process starts it anew."""
+        return await super().on_tick(counter) or self._host.engine.failed is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await asyncio.to_thread(self._host.close)
