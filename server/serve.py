@@ -79,7 +79,7 @@ class HostServer(uvicorn.Server):
         print(f"  token   {server.token or 'none needed on loopback'}", flush=True)
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end now: also when the device is beyond help, so that whoever started the process starts it anew."""
+        """Whether to end now: also when the device is beyond help, so that a supervisor starts the process anew."""
         return await super().on_tick(counter) or self._host.engine.failed is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
