@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .errors import InvalidParams, SettingsError
 from .settings import MODELS_FOLDER, FileSettings, ModelSettings
+from .whole import is_whole
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = ["*.json", "*.safetensors"]
@@ -69,11 +70,11 @@ def _exists(path: Path) -> bool:
 
 
 def _nearest(name: str, roots: Sequence[Path]) -> str:
-    """What a client could have meant: the weights two levels down, but for parts of whole models."""
+    """What a client could have meant: the weights two levels down that are all there, but for parts of whole models."""
     files = [file for root in roots for file in root.glob("*/*.safetensors")]
     folders = [file.parent for root in roots for file in root.glob("*/*/*.safetensors")]
     folders = [folder for folder in folders if not (folder.parent / "model_index.json").exists()]
-    found = [path for path in dict.fromkeys(files + folders) if _inside(path.resolve(), roots)]
+    found = [path for path in dict.fromkeys(files + folders) if _inside(path.resolve(), roots) and is_whole(path)]
     names = [str(path.relative_to(root)) for path in found for root in roots if path.is_relative_to(root)]
     near = difflib.get_close_matches(name[:200], names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(names)[:20]) or 'none'}"

@@ -136,7 +136,8 @@ class ImageContext:
 
 @dataclass(slots=True)
 class EncodedContext:
-    """For `image_encoded`. `result` may be set: the id under which the plugin has stored the picture for good.
+    """For `image_encoded`. `result` may be set: the id under which the plugin has stored the picture for good. Where it
+    could not be stored just now, `unstored` may be: why, in a few words for its client.
 
     `picture` is the PNG as the client gets it, `made` the request as JSON that makes this one picture again: every
     default filled in, its own seed. `image_id` is the picture's in the host's image store.
@@ -152,16 +153,18 @@ class EncodedContext:
     image_id: str
     picture: "Picture"
     result: str | None = None
+    unstored: str | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "result" and hasattr(self, name):
+        if name not in ("result", "unstored") and hasattr(self, name):
             raise AttributeError(f"context.{name} cannot be changed any more; context.result may be set")
         object.__setattr__(self, name, value)
 
     def check(self) -> None:
         """Run after each plugin: raises TypeError when it left something wrong behind."""
-        if self.result is not None:
-            _check_type("result", self.result, str)
+        for name in ("result", "unstored"):
+            if getattr(self, name) is not None:
+                _check_type(name, getattr(self, name), str)
 
 
 @dataclass(slots=True)

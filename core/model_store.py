@@ -36,7 +36,7 @@ from .previews import Previewer, TinyDecoder, factors_for, preview_dtype
 from .settings import ModelSettings
 from .shelf import Loaded, Shelf
 from .upcast import keep_upcast
-from .weights import open_weights
+from .whole import whole_weights
 
 log = logging.getLogger(__name__)
 
@@ -483,17 +483,24 @@ def _card_of_folder(name: str, folder: Path) -> ModelCard:
     if family not in FAMILIES:
         raise ValueError(f"it is a {family}; this host runs {', '.join(FAMILIES)}")
     denoiser = FAMILIES[family].denoiser
+    parts = {
+        key: (value[0], value[1])
+        for key, value in index.items()
+        if isinstance(value, list) and key not in SKIPPED and value[1] is not None
+    }
+    for part, (_, class_name) in parts.items():
+        if "Tokenizer" in class_name:
+            if not (folder / part).is_dir():
+                raise FileNotFoundError(f"there is no folder {part}")
+        else:
+            whole_weights(folder / part)  # or a download under way would be a model that fails with its first picture
     configs = {part: read(f"{part}/config.json") for part in (denoiser, "vae")}
     return ModelCard(
         name=name,
         path=folder,
         checkpoint=None,
         family=family,
-        parts={
-            key: (value[0], value[1])
-            for key, value in index.items()
-            if isinstance(value, list) and key not in SKIPPED and value[1] is not None
-        },
+        parts=parts,
         configs=configs,
         scheduler_config=read("scheduler/scheduler_config.json"),
         options={k: value for k, value in index.items() if not k.startswith("_") and not isinstance(value, list)},
@@ -553,9 +560,7 @@ def read_module(kind: Any, folder: Path) -> Any:
     Raises:
         ValueError, OSError: the files are missing, damaged or of another shape.
     """
-    for file in folder.glob("*.safetensors"):
-        with open_weights(file):  # says better what is wrong than the libraries do
-            pass
+    whole_weights(folder)  # says better what is wrong than the libraries do
     try:
         with LOADING:
             module, report = kind.from_pretrained(

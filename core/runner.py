@@ -248,7 +248,8 @@ class Runner:
                 about = (self._host, job.client, job.id, index, call.seed, job.request, made)
                 encoded = EncodedContext(*about, image_id, picture)
                 self._plugins.call("image_encoded", encoded)
-                event = Image(job.id, index, call.seed, picture, None, image_id, encoded.result)
+                stored = (encoded.result, encoded.unstored)
+                event = Image(job.id, index, call.seed, picture, None, image_id, *stored)
             if job.picture_done(event):
                 self._registry.guard.strikes.forgive(JOB)
                 job.finish(

@@ -85,6 +85,7 @@ class Plugin:
     def image_encoded(self, context: EncodedContext) -> None:
         if self._store is not None:
             context.result = self._store.keep(context.picture, context.made, context.job, context.index)
+            context.unstored = None if context.result else self._store.trouble
 
     async def list_some(self, context: CommandContext, params: ListParams) -> dict[str, Any]:
         """List kept pictures and their requests, newest first."""

@@ -45,7 +45,7 @@ class Store:
         self._files = Files(folder)
         self._index = Index(folder)  # of the commands: a long search must not keep a finished picture waiting
         self._writer = Index(folder)
-        self._failing = False
+        self._trouble: str | None = None
         self._missed = 0  # pictures, since it has been failing
         self._state_lock = threading.Lock()
         try:
@@ -71,13 +71,18 @@ class Store:
         )
         try:
             # a lock that somebody never gives back costs one picture some time, not all of them
-            self._writer.check_writable(0 if self._failing else PATIENCE_S)
+            self._writer.check_writable(0 if self._trouble else PATIENCE_S)
             self._write(result, picture.data)
         except Exception as error:  # whatever it is, the picture itself goes out
             self._note_failing(error, missed=1)
             return None
         self._note_working()
         return result.id
+
+    @property
+    def trouble(self) -> str | None:
+        """Why pictures cannot be kept just now, with none of the host's paths; None where they can."""
+        return self._trouble
 
     def newest(
         self, limit: int, before: int | None, words: Sequence[str], job: str | None
@@ -165,7 +170,7 @@ class Store:
 
     def _note_failing(self, error: Exception, missed: int) -> None:
         with self._state_lock:
-            first, self._failing = not self._failing, True
+            first, self._trouble = self._trouble is None, _reason(error)
             self._missed += missed
         if first:
             reason = f"{type(error).__name__}: {error}"
@@ -173,7 +178,12 @@ class Store:
 
     def _note_working(self) -> None:
         with self._state_lock:
-            again, self._failing = self._failing, False
+            again, self._trouble = self._trouble is not None, None
             missed, self._missed = self._missed, 0
         if again:
             log.warning("results: pictures are kept in %s again; %d were not", self.folder, missed)
+
+
+def _reason(error: Exception) -> str:
+    """In a few words; an OSError's own text would name the file."""
+    return str(getattr(error, "strerror", None) or error)[:200] or type(error).__name__
