@@ -1,7 +1,9 @@
 """A disk that is really full: pictures arrive, say that they are not stored, and are stored again once there is room."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def fill(folder: Path) -> Path:
     """Take all the room that there is."""
     file = folder / "filler"
-    with file.open("wb", buffering=0) as stream, pytest.raises(OSError, match="No space left"):
-        while True:
-            assert stream.write(b"x" * 4096)
+    with file.open("wb", buffering=0) as stream, suppress(OSError):
+        while stream.write(b"x" * 4096):
+            pass
+    assert shutil.disk_usage(folder).free == 0
     return file
 
 
@@ -45,9 +48,7 @@ async def image(client: Wire, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("full_from_the_start", [False, True])
-def test_a_full_disk_costs_no_picture_and_storing_resumes_by_itself(
-    small_disk: Path, full_from_the_start: bool
-) -> None:
+def test_a_full_disk_costs_no_picture_and_storing_resumes(small_disk: Path, full_from_the_start: bool) -> None:
     plugins = [{"name": "results", "settings": {"folder": small_disk / "results"}}]
     filler = fill(small_disk) if full_from_the_start else None
     with serving(plugins=plugins) as served:

@@ -154,8 +154,8 @@ def test_half_a_download_of_the_hub_is_no_model(tmp_path: Path, monkeypatch: pyt
         assert "holds no .safetensors weights" in listed(host)["mine"]["error"]
         assert draw(host, model="mine").code == "model_load_failed"
         for command in ("lora.load", "controlnet.load"):
+            params = {"name": "mine", "path": "someone/emoji"}
             with pytest.raises(LatentwireError) as caught:
-                params = {"name": "mine", "path": "someone/emoji"}
                 asyncio.run(host.dispatch(command, params, "test", lambda _: None))
             assert caught.value.code == "model_load_failed"
         assert len(draw(host).data) == 1
