@@ -224,8 +224,8 @@ class Image(JobEvent):
     """A picture of the job is finished, as a PNG or as final latents: whichever was asked for.
 
     `image_id` is the picture's in the host's image store, for requests that take it as an input; null for latents.
-    `result` is the id under which a plugin has stored the picture for good; null where none has. `unstored` says why one
-    that should have could not.
+    `result` is the id under which a plugin has stored the picture for good; null where none has. `unstored` says why it
+    could not be stored, where it should have been.
     """
 
     name: ClassVar[str] = "image"

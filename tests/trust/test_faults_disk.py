@@ -1,4 +1,4 @@
-"""A disk that is really full: pictures arrive, say that they are not stored, and are stored again once there is room."""
+"""A disk that is really full: pictures arrive, say that they are not stored, and are again once there is room."""
 
 import shutil
 import subprocess
