@@ -7,10 +7,15 @@ import torch
 from .errors import EngineRestarted, JobFailed, LatentwireError, OutOfMemory
 
 MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|_ALLOC_FAILED", re.I)
+# What nothing on the device goes on after. A launch that was merely refused is none of it: odd input may bring it about.
 DEVICE = re.compile(
-    r"(CUDA|HIP|cuDNN|cuBLAS) error|illegal memory access|device-side assert|unspecified launch failure|"
-    r"misaligned address|(CUDNN|CUBLAS)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)",
+    r"illegal (memory access|address|instruction)|device-side assert|unspecified launch failure|misaligned address|"
+    r"launch timed out|hardware stack error|uncorrectable ECC|device(s)? (is|are) (lost|busy or unavailable)|"
+    r"(CUDNN|CUBLAS)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)",
     re.I,
+)
+REFUSED = re.compile(
+    r"invalid (configuration |device )?(argument|ordinal|function)|not supported|no kernel image", re.I
 )
 ASKED = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.I)
 
@@ -27,7 +32,7 @@ def is_device(error: BaseException | None) -> bool:
     if is_memory(error):
         return False
     if isinstance(error, torch.AcceleratorError):
-        return True
+        return REFUSED.search(str(error)) is None
     return isinstance(error, RuntimeError) and DEVICE.search(str(error)) is not None
 
 

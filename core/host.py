@@ -25,6 +25,7 @@ from .errors import (
     UnknownImage,
 )
 from .events import EVENTS, Event, Image
+from .faults import is_device, is_memory, typed
 from .files import check_inside, find, local_models
 from .hookspecs import ClientContext
 from .image_store import ImageStore
@@ -130,6 +131,10 @@ class Host:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
+            if is_device(error):
+                self.engine.report(error)
+            if is_device(error) or is_memory(error):
+                raise typed(error) from error
             log.exception("command %s failed", command)
             problem = f"{type(error).__name__}: {error}"
             if entry.plugin != CORE:

@@ -266,6 +266,8 @@ class Runner:
         except Abandoned:
             raise
         except BaseException as error:
+            if is_device(error):
+                self._engine.report(error)
             job.fail(error)
 
 

@@ -50,6 +50,9 @@ def test_kinds_are_told_apart() -> None:
         assert not is_memory(make())
     assert is_memory(RuntimeError("CUDA error: out of memory"))
     assert not is_device(RuntimeError("CUDA error: out of memory"))
+    # what odd input can bring about, and what the device is none the worse for
+    assert not is_device(torch.AcceleratorError("CUDA error: invalid configuration argument"))
+    assert not is_device(RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"))
     assert not is_device(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
