@@ -139,11 +139,13 @@ class EncodedContext:
     """For `image_encoded`. `result` may be set: the id under which the plugin has stored the picture for good.
 
     `picture` is the PNG as the client gets it, `made` the request as JSON that makes this one picture again: every
-    default filled in, its own seed. `image_id` is the picture's in the host's image store.
+    default filled in, its own seed. `owner` is whose it is, see `Caller`; `image_id` the picture's in the host's image
+    store.
     """
 
     host: "Host"
     client: str
+    owner: str
     job: str
     index: int
     seed: int

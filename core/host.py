@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import torch
 from PIL.Image import Image as PILImage
 
+from .caller import Caller
 from .commands import CommandContext, register_core, validate
+from .counters import Counters
 from .describe import describe
 from .engine import Engine
 from .errors import (
@@ -29,6 +31,7 @@ from .files import check_inside, find, local_models
 from .hookspecs import ClientContext
 from .image_store import ImageStore
 from .job_table import JobTable
+from .log_context import noting
 from .model_store import ModelStore
 from .pictures import read_picture
 from .plugin_host import PluginHost
@@ -40,6 +43,7 @@ from .settings import Settings
 from .slots import Slots
 from .subscriptions import Subscription, Subscriptions
 from .threads import workers
+from .uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -80,22 +84,26 @@ class Host:
         most_rows = max(settings.engine.max_batch_rows or MOST_ROWS, settings.engine.reproducible_rows)
         models = local_models(settings.models)
         self.store = ModelStore(models, self.device, memory and memory << 20, self.state_changed, most_rows)
+        self.counters = Counters()
+        self.uploads = Uploads(settings.limits.upload_mib << 20)
         self.images = ImageStore(settings.limits.images_mib << 20)
         engine = settings.engine
         self.engine = Engine(engine.max_batch_rows or DEFAULT_ROWS, engine.reproducible_rows, engine.max_running)
-        self.jobs = JobTable(settings.limits)
+        self.jobs = JobTable(settings.limits, self.counters)
         self.slots = Slots()
         self.runner = Runner(self)
         self._pixels = workers(2, "pixels")
         self.closing = False
         self.ready = False
 
-    async def dispatch(self, command: str, params: Any, client: str, emit: Callable[[Event], None]) -> dict[str, Any]:
+    async def dispatch(
+        self, command: str, params: Any, caller: Caller | str, emit: Callable[[Event], None]
+    ) -> dict[str, Any]:
         """Run one command to its end.
 
         Args:
             params: As the client sent them.
-            client: Whose jobs the command may see.
+            caller: Who gives the command. A text stands for one who sees what came from the same text.
             emit: Is told of the command's events; from any thread, so it must not block.
 
         Raises:
@@ -108,16 +116,19 @@ class Host:
             raise UnknownCommand(f"there is no command {command[:80]!r}; {hint}")
         if self.closing:
             raise HostClosing("the host is shutting down and takes no more commands")
-        context = CommandContext(self, client, emit)
+        if isinstance(caller, str):
+            caller = Caller(caller, caller)
+        context = CommandContext(self, caller, emit)
         try:
-            return await entry.handler(context, validate(entry.params, params, command))
+            with noting(client=caller.client, command=command):
+                return await entry.handler(context, validate(entry.params, params, command))
         except LatentwireError:
             raise
         except BaseException as error:  # a plugin's SystemExit, or a cancellation of its own, must not pass for ours
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
-            log.exception("command %s failed", command)
+            log.exception("command %s failed", command, extra={"client": caller.client})
             problem = f"{type(error).__name__}: {error}"
             if entry.plugin != CORE:
                 message = f"plugin {entry.plugin!r} failed in command {command}: {problem}"
@@ -185,6 +196,7 @@ class Host:
     def client_left(self, client: str) -> None:
         """Let plugins forget a client whose connection has ended; on the event loop."""
         self.slots.forget(client)
+        self.uploads.forget(client)
         self.plugins.tell("client_left", ClientContext(client))
 
     def warm_up(self) -> None:
@@ -198,6 +210,11 @@ class Host:
             log.info("up to %d rows share a forward", self.engine.policy.most_rows)
         self.ready = True
         log.info("model %s is ready after %.1f s", self.settings.defaults.model, time.monotonic() - begin)
+
+    def drain(self) -> None:
+        """Take no more jobs; those under way go on, and all else can still be asked for."""
+        self.ready = False
+        self.jobs.closed = True
 
     def close(self) -> None:
         """End every job and the engine; takes no more commands."""

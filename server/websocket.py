@@ -20,6 +20,7 @@ from websockets.protocol import State
 
 log = logging.getLogger(__name__)
 
+HARD_LIMIT = 4 << 20  # bytes of a message; the session refuses smaller ones more politely
 STUCK_S = 14.0  # a client that takes not a byte for so long, while more waits for it, is given up within a second
 PING_INTERVAL_S = 20.0  # without a sign of life
 PING_TIMEOUT_S = 20.0
@@ -57,6 +58,10 @@ class HostWebSocket(WebSocketsSansIOProtocol):
     def closed_by_client(self) -> bool:
         """Whether the client has said that it is done: by a close frame with code 1000, or with none."""
         return self.conn.close_rcvd is not None and self.conn.close_rcvd.code in (1000, 1005)
+
+    def limit_messages(self, size: int) -> None:
+        """Refuse what has more bytes, from the next message on."""
+        self.conn.max_message_size = size
 
     def write_message(self, parts: Sequence[bytes | memoryview]) -> None:
         """Send one binary message, whose parts follow one another."""

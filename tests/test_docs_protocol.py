@@ -25,7 +25,7 @@ from latentwire.core.events import EVENTS, to_plain
 from latentwire.core.requests import GenerateRequest, Mode
 from latentwire.core.schedulers import DIFFUSERS
 from latentwire.core.settings import Settings
-from latentwire.server import codec, outbox, serve, session, sessions, websocket
+from latentwire.server import codec, outbox, session, sessions, websocket
 from latentwire.server.app import create_app
 from latentwire.server.message import Body, Message
 
@@ -169,7 +169,7 @@ def test_the_limits_documented_are_those_of_the_program() -> None:
     limits, server = Settings().limits, Settings().server
     for wanted in (
         f"`server.max_message_bytes`, {server.max_message_bytes >> 20} MiB",
-        f"beyond {serve.HARD_LIMIT >> 20} MiB",
+        f"beyond {websocket.HARD_LIMIT >> 20} MiB",
         f"{codec.MAX_DEPTH} maps and lists",
         f"{codec.MAX_ENTRIES:,}",
         f"`limits.jobs_per_client`, {limits.jobs_per_client} ",

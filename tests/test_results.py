@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from latentwire import Host, LatentwireError, Picture, PluginError, connect_sync, encode
+from latentwire import Caller, Host, LatentwireError, Picture, PluginError, connect_sync, encode
 from latentwire.core.events import Event, Image
 from latentwire.core.image_store import image_id
 from latentwire.plugins.results.files import Files, new_id
@@ -109,6 +109,9 @@ def pngs(folder: Path) -> set[str]:
     return {file.stem for file in folder.rglob("*.png")}
 
 
+ME = Caller("me", "me")
+
+
 def noise(side: int = 64) -> Picture:
     """A picture that takes about 3 * side * side bytes."""
     pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
@@ -120,7 +123,7 @@ def store_of(folder: Path, **bounds: Any) -> Store:
 
 
 def keep(store: Store, picture: Picture | None = None) -> str:
-    result = store.keep(picture or noise(), MADE, "job", 0)
+    result = store.keep(picture or noise(), MADE, "job", 0, "me")
     assert result is not None
     return result
 
@@ -419,7 +422,7 @@ def test_beyond_a_size_the_oldest_go_but_the_newest_stays(tmp_path: Path) -> Non
     made = [keep(store, picture) for _ in range(4)]
     assert pngs(tmp_path) == set(made[2:])
     large = keep(store, noise(600))
-    assert [result.id for result in store.newest(50, None, [], None)[0]] == [large]
+    assert [result.id for result in store.newest(ME, 50, None, [], None)[0]] == [large]
     assert pngs(tmp_path) == {large}
 
 
@@ -433,7 +436,7 @@ def test_beyond_an_age_results_go_on_list_on_start_and_with_the_next_picture(tmp
     first, second = keep(store), keep(store)
     age(first, 2.1)
     age(second, 1.9)
-    assert [result.id for result in store.newest(50, None, [], None)[0]] == [second]
+    assert [result.id for result in store.newest(ME, 50, None, [], None)[0]] == [second]
     assert pngs(tmp_path) == {second}
     age(second, 1)
     third = keep(store)
@@ -504,11 +507,11 @@ def test_a_locked_index_costs_no_picture_and_leaves_no_stray_file(tmp_path: Path
     first = keep(store)
     with closing(sqlite3.connect(tmp_path / NAME, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        assert store.keep(noise(), MADE, "job", 0) is None
+        assert store.keep(noise(), MADE, "job", 0, "me") is None
         begin = time.monotonic()
-        assert [store.keep(noise(), MADE, "job", 0) for _ in range(10)] == [None] * 10
+        assert [store.keep(noise(), MADE, "job", 0, "me") for _ in range(10)] == [None] * 10
         assert time.monotonic() - begin < 5  # only the first one was patient
-        assert store.newest(50, None, [], None)[0][0].id == first  # reading goes on
+        assert store.newest(ME, 50, None, [], None)[0][0].id == first  # reading goes on
         assert pngs(tmp_path) == {first}
         other.execute("ROLLBACK")
     second = keep(store)
@@ -532,11 +535,11 @@ def test_a_full_disk_costs_no_picture_and_leaves_nothing_behind(tmp_path: Path, 
     made = {keep(store) for _ in range(5)}
     assert 5_000 < len(noise().data) < 20_000 < (tmp_path / f"{NAME}-wal").stat().st_size
     with files_of_at_most(size):
-        assert [store.keep(noise(), MADE, "job", 0) for _ in range(3)] == [None] * 3
+        assert [store.keep(noise(), MADE, "job", 0, "me") for _ in range(3)] == [None] * 3
     assert pngs(tmp_path) == made
     assert not list(tmp_path.rglob("*.part"))
     made.add(keep(store))
-    assert {result.id for result in store.newest(50, None, [], None)[0]} == made == pngs(tmp_path)
+    assert {result.id for result in store.newest(ME, 50, None, [], None)[0]} == made == pngs(tmp_path)
 
 
 def test_a_folder_that_cannot_be_used_at_the_start_is_tried_again(
@@ -603,7 +606,7 @@ def test_pictures_whose_index_was_lost_are_not_taken_for_strays(tmp_path: Path) 
         file.unlink()
     store = store_of(tmp_path)
     store.tidy()
-    assert store.newest(50, None, [], None) == ([], None)
+    assert store.newest(ME, 50, None, [], None) == ([], None)
     assert pngs(tmp_path) == {result}
 
 
@@ -612,7 +615,7 @@ def test_a_row_is_never_added_for_a_file_that_a_sweep_took(tmp_path: Path) -> No
     index, files, result = Index(tmp_path), Files(tmp_path), new_id()
     files.write(result, b"picture")
     files.remove(result)
-    row = Result(result, time.time(), "job", 0, "", "", "emoji", 1, 64, 64, 7, {})
+    row = Result(result, time.time(), "job", 0, "", "", "emoji", 1, 64, 64, 7, {}, "me")
     with pytest.raises(FileNotFoundError):
         index.add(row, Settings(), files.path(result).exists)
     assert index.get(result) is None

@@ -1,0 +1,35 @@
+"""Counts of what happens to a host, for metrics."""
+
+import threading
+from collections import Counter
+
+COUNTED = {
+    "refused_connections": ("Connections and requests that were refused.", "reason"),
+    "dropped_connections": ("Connections that the host ended.", "reason"),
+    "messages": ("Messages that clients sent.", "outcome"),
+    "jobs_ended": ("Jobs by how they ended.", "outcome"),
+}
+"""Each name, its text, and what its label tells apart."""
+
+
+class Counters:
+    """The counts of one host; from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def add(self, name: str, label: str) -> None:
+        """Count one more.
+
+        Raises:
+            KeyError: nothing of that name is counted.
+        """
+        _ = COUNTED[name]
+        with self._lock:
+            self._counts[name, label] += 1
+
+    def of(self, name: str) -> dict[str, int]:
+        """The counts so far, by label."""
+        with self._lock:
+            return {label: count for (counted, label), count in self._counts.items() if counted == name}
