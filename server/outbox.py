@@ -168,8 +168,8 @@ class Outbox:
 def _surplus(messages: dict[Hashable, Message], size: int, bound: Bound) -> dict[Message, None]:
     """Whom to give up, so that a store of so many bytes is a tenth below its bound: it is not done for each message.
 
-    Previews go first, then heavy events, the ends of commands last, and of each the oldest. The newest message stays, whatever its size:
-    it may be on its way just now.
+    Previews go first, then heavy events, the ends of commands last, and of each the oldest. The newest message stays,
+    whatever its size: it may be on its way just now.
     """
     most, largest = bound.messages * 9 // 10, bound.size * 9 // 10
     too_many = len(messages) - most if len(messages) > bound.messages else 0

@@ -163,8 +163,11 @@ class Sessions:
         """Until all that is told has been sent to those who are connected, or the time is over."""
         clock = asyncio.get_running_loop().time
         until = clock() + patience_s
-        while clock() < until and any(session.socket and session.is_behind for session in self._sessions.values()):
+        while clock() < until and self._is_anybody_behind():  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(0.02)
+
+    def _is_anybody_behind(self) -> bool:
+        return any(session.socket and session.is_behind for session in self._sessions.values())
 
     def shed(self) -> None:
         """Keep what all sessions have waiting within a bound: those with the most give up half of it; once a second."""

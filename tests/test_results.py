@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from latentwire import Caller, Host, LatentwireError, Picture, PluginError, connect_sync, encode
+from latentwire import Caller, Host, LatentwireError, Picture, PluginError, RemoteError, connect_sync, encode
+from latentwire.client import SyncConnection
 from latentwire.core.events import Event, Image
 from latentwire.core.image_store import image_id
 from latentwire.plugins.results.files import Files, new_id
@@ -109,7 +110,16 @@ def pngs(folder: Path) -> set[str]:
     return {file.stem for file in folder.rglob("*.png")}
 
 
-ME = Caller("me", "me")
+ME = Caller("test", "test")
+KEY, OBSERVER = "a key of sixteen letters", "an observer's token"
+
+
+def kept_by(client: SyncConnection) -> str:
+    """The result of a picture that a client makes."""
+    *_, image, _ = client.generate(**SMALL)
+    assert isinstance(image, Image)
+    assert image.result is not None
+    return image.result
 
 
 def noise(side: int = 64) -> Picture:
@@ -123,7 +133,7 @@ def store_of(folder: Path, **bounds: Any) -> Store:
 
 
 def keep(store: Store, picture: Picture | None = None) -> str:
-    result = store.keep(picture or noise(), MADE, "job", 0, "me")
+    result = store.keep(picture or noise(), MADE, "job", 0, "test")
     assert result is not None
     return result
 
@@ -507,9 +517,9 @@ def test_a_locked_index_costs_no_picture_and_leaves_no_stray_file(tmp_path: Path
     first = keep(store)
     with closing(sqlite3.connect(tmp_path / NAME, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        assert store.keep(noise(), MADE, "job", 0, "me") is None
+        assert store.keep(noise(), MADE, "job", 0, "test") is None
         begin = time.monotonic()
-        assert [store.keep(noise(), MADE, "job", 0, "me") for _ in range(10)] == [None] * 10
+        assert [store.keep(noise(), MADE, "job", 0, "test") for _ in range(10)] == [None] * 10
         assert time.monotonic() - begin < 5  # only the first one was patient
         assert store.newest(ME, 50, None, [], None)[0][0].id == first  # reading goes on
         assert pngs(tmp_path) == {first}
@@ -535,7 +545,7 @@ def test_a_full_disk_costs_no_picture_and_leaves_nothing_behind(tmp_path: Path, 
     made = {keep(store) for _ in range(5)}
     assert 5_000 < len(noise().data) < 20_000 < (tmp_path / f"{NAME}-wal").stat().st_size
     with files_of_at_most(size):
-        assert [store.keep(noise(), MADE, "job", 0, "me") for _ in range(3)] == [None] * 3
+        assert [store.keep(noise(), MADE, "job", 0, "test") for _ in range(3)] == [None] * 3
     assert pngs(tmp_path) == made
     assert not list(tmp_path.rglob("*.part"))
     made.add(keep(store))
@@ -635,7 +645,7 @@ def test_many_pictures_at_once_are_all_kept(tmp_path: Path) -> None:
         async def all_of_them() -> list[Event]:
             events: list[Event] = []
             requests = [SMALL | {"num_inference_steps": 1, "num_images": 8, "seed": 8 * job} for job in range(4)]
-            await asyncio.gather(*(host.dispatch("generate", request, "a", events.append) for request in requests))
+            await asyncio.gather(*(host.dispatch("generate", request, "test", events.append) for request in requests))
             return events
 
         made = {image.result for image in images(asyncio.run(all_of_them()))}
@@ -656,25 +666,65 @@ def fetch(url: str, **headers: str) -> tuple[int, bytes, Any]:
 
 
 def test_the_route_gives_the_file_to_keep_for_good(tmp_path: Path) -> None:
-    with serving(plugins=[plugin(tmp_path)]) as served:
+    with serving(plugins=[plugin(tmp_path)], server={"observer_token": OBSERVER}) as served:
         image = draw(served.host)
-        status, data, headers = fetch(f"{served.http}/results/{image.result}.png")
+        status, data, headers = fetch(f"{served.http}/results/{image.result}.png", Authorization=f"Bearer {OBSERVER}")
         assert (status, data, headers["Content-Type"]) == (200, data_of(image), "image/png")
         assert headers["Cache-Control"] == "private, max-age=31536000, immutable"
         for wrong in (NOBODY, "A" * 32, "%00", "..%5c..", "..%2f..%2fetc%2fpasswd"):
             status, data, headers = fetch(f"{served.http}/results/{wrong}.png")
             assert (status, headers["Cache-Control"]) == (404, None)
-            assert b"there is no result" in data or "%2f" in wrong  # which is another path
+            assert b"you have no result" in data or "%2f" in wrong  # which is another path
         ask(served.host, "results.delete", ids=[image.result])
-        assert fetch(f"{served.http}/results/{image.result}.png")[0] == 404
+        assert fetch(f"{served.http}/results/{image.result}.png", Authorization=f"Bearer {OBSERVER}")[0] == 404
 
 
-def test_the_route_is_for_those_who_may_use_the_host(tmp_path: Path) -> None:
-    with serving(plugins=[plugin(tmp_path)], server={"token": "sixteen letters!"}) as served:
-        url = f"{served.http}/results/{kept(served.host)}.png"
+def test_the_route_is_for_the_owner_and_observers_alone(tmp_path: Path) -> None:
+    token = "sixteen letters!"
+    with serving(plugins=[plugin(tmp_path)], server={"token": token, "observer_token": OBSERVER}) as served:
+        with connect_sync(served.url, token=token, key=KEY) as client:
+            url = f"{served.http}/results/{kept_by(client)}.png"
+            ticket = client.call("session.ticket")["ticket"]
         assert fetch(url)[0] == 401
-        assert fetch(url, Authorization="Bearer sixteen letters!")[0] == 200
-        assert fetch(url, Authorization="Bearer sixteen letters!", Origin="http://elsewhere.example")[0] == 403
+        assert fetch(url, Authorization=f"Bearer {token}")[0] == 404
+        assert fetch(url, Authorization=f"Bearer {token}", **{"Latentwire-Key": f"{KEY}!"})[0] == 404
+        assert fetch(url, Authorization=f"Bearer {token}", **{"Latentwire-Key": KEY})[0] == 200
+        assert fetch(url, Authorization=f"Bearer {OBSERVER}")[0] == 200
+        assert fetch(url, Authorization=f"Bearer {OBSERVER}", Origin="http://elsewhere.example")[0] == 403
+        assert fetch(f"{url}?ticket={ticket}")[0] == 200
+        assert fetch(f"{url}?ticket={ticket}")[0] == 401  # it has been used
+
+
+def test_clients_see_only_their_own_unless_they_are_observers(tmp_path: Path) -> None:
+    with serving(plugins=[plugin(tmp_path)], server={"observer_token": OBSERVER}) as served:
+        with connect_sync(served.url, key=KEY) as mine:
+            result = kept_by(mine)
+        with connect_sync(served.url) as other:
+            assert other.call("results.list")["results"] == []
+            for command in ("results.get", "results.reproduce"):
+                with pytest.raises(RemoteError, match="you have no result"):
+                    other.call(command, id=result)
+            assert other.call("results.delete", ids=[result])["deleted"] == []
+        with connect_sync(served.url, token=OBSERVER) as observer:
+            assert ids(observer.call("results.list")) == [result]
+            assert observer.call("results.get", id=result)["id"] == result
+            assert observer.call("results.delete", ids=[result])["deleted"] == []
+        with connect_sync(served.url, key=KEY) as again:
+            assert ids(again.call("results.list")) == [result]
+            assert again.call("results.delete", ids=[result])["deleted"] == [result]
+
+
+def test_an_index_from_before_there_were_owners_is_taken_over(tmp_path: Path) -> None:
+    result = keep(store_of(tmp_path))
+    with closing(sqlite3.connect(tmp_path / NAME, isolation_level=None)) as connection:
+        connection.executescript(
+            "DROP INDEX results_owner; ALTER TABLE results DROP COLUMN owner; PRAGMA user_version = 1;"
+        )
+    store = store_of(tmp_path)
+    assert store.newest(ME, 50, None, [], None)[0] == []
+    observer = Caller("", "", observer=True)
+    assert [row.id for row in store.newest(observer, 50, None, [], None)[0]] == [result]
+    assert len(store.read(result, observer)) > 0
 
 
 # The page.
