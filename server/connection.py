@@ -18,6 +18,8 @@ from .websocket import EXTENSION, HARD_LIMIT, HostWebSocket
 LOGIN_S = 10.0  # for the first message, where it must have the token
 LOGIN_SIZE = 4 << 10  # bytes of it
 UNAUTHORIZED = 4401  # close code
+MOST_WAITING = 64 << 20  # bytes of answers that wait to be sent, until more is asked
+WAITING_S = 0.05
 MOST_UNREAD = 64  # frames of a connection that has ended, which are still taken
 
 
@@ -48,12 +50,17 @@ class Connection:
                     unread -= 1  # a client that comes back sends again what was not taken
                 if unread < 0:
                     break
+                while self._is_far_behind(session):  # noqa: ASYNC110 - who does not take the answers need not ask on
+                    await asyncio.sleep(WAITING_S)
                 session = await self._take(session, message.get("bytes"))
                 await asyncio.sleep(0)  # a flood of small frames must not hold up the other clients
         finally:
             self._sessions.watch.discard(self._socket)
             if session.socket is self._socket:
                 self._sessions.left(session, for_good=self._socket.closed_by_client)
+
+    def _is_far_behind(self, session: Session) -> bool:
+        return session.outbox.waiting_size > MOST_WAITING and not self._socket.transport.is_closing()
 
     async def _logged_in(self, session: Session) -> bool:
         """Whether the first message is `session.open` with the token, and comes in time."""

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -49,6 +50,7 @@ def serve(file: Path | None, overrides: list[str]) -> int:
     except LatentwireError as error:
         print(f"latentwire: {error.message}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once all is done, and that is a good end
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a person ends it
         HostServer(app, host, listener).run(sockets=[listener])
     return 0
