@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 
 COUNTED = {
     "refused_connections": ("Connections and requests that were refused.", "reason"),
@@ -13,9 +14,14 @@ COUNTED = {
 
 
 class Counters:
-    """The counts of one host; from any thread."""
+    """The counts of one host; from any thread.
+
+    Attributes:
+        gauges: Figures that go up and down: the text of each, and what reads it, on the event loop or in any thread.
+    """
 
     def __init__(self) -> None:
+        self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
 
@@ -28,6 +34,10 @@ class Counters:
         _ = COUNTED[name]
         with self._lock:
             self._counts[name, label] += 1
+
+    def read(self) -> list[tuple[str, str, str, dict[str, int]]]:
+        """Each name, its text, its label's name, and the counts by label."""
+        return [(name, text, label, self.of(name)) for name, (text, label) in COUNTED.items()]
 
     def of(self, name: str) -> dict[str, int]:
         """The counts so far, by label."""

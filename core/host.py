@@ -176,6 +176,11 @@ class Host:
         """Run work on pictures that clients sent, for a command; two at a time, so that they cannot fill memory."""
         return await asyncio.get_running_loop().run_in_executor(self._pixels, work)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a job would begin now: the default model is loaded, the engine runs, and nobody has ended it."""
+        return self.ready and self.engine.alive and not self.closing
+
     @functools.cached_property
     def description(self) -> dict[str, Any]:
         """What `describe` answers; nothing of it changes once a host has started."""

@@ -65,8 +65,7 @@ def create_app(host: Host) -> Starlette:
         return JSONResponse({"status": "ok", "version": __version__})
 
     async def ready(_: Request) -> Response:
-        is_ready = host.ready and host.engine.alive and not host.closing
-        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+        return JSONResponse({"ready": host.is_ready}, 200 if host.is_ready else 503)
 
     async def home(_: Request) -> Response:
         names = sorted(str(file.relative_to(DOCS).with_suffix("")) for file in DOCS.rglob("*.md"))

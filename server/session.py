@@ -111,14 +111,18 @@ class Session:
             message = self._decode(frame)
             message_id = self._id_of(message)
         except MessageError as error:
+            self._host.counters.add("messages", "refused")
             self.fail(None, error)
             return None
         try:
             if len(self._commands) >= MAX_COMMANDS:
                 raise TooManyJobs(f"this client has {MAX_COMMANDS} unfinished commands, the limit; wait for one")
             codec.check(message)
-            return Request(message_id, *_command_of(message))
+            request = Request(message_id, *_command_of(message))
+            self._host.counters.add("messages", "taken")
+            return request
         except (MessageError, TooManyJobs) as error:
+            self._host.counters.add("messages", "refused")
             self.fail(message_id, error)
             return None
 

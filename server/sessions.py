@@ -71,6 +71,11 @@ class Sessions:
         commands.add_command(RESUME, ResumeParams, self._resume)
         commands.add_command(TICKET, NoParams, self._ticket)
         host.registry.merge(commands)
+        host.counters.gauges |= {
+            "sessions": ("Sessions, also those whose clients may come back.", lambda: len(self._sessions)),
+            "sessions_away": ("Sessions whose clients may come back.", lambda: len(self._away)),
+            "unsent_bytes": ("Messages that wait to be sent.", self._waiting_size),
+        }
 
     def begin(self) -> None:
         """On the event loop, before the first connection."""
@@ -165,6 +170,9 @@ class Sessions:
         until = clock() + patience_s
         while clock() < until and self._is_anybody_behind():  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(0.02)
+
+    def _waiting_size(self) -> int:
+        return sum(session.outbox.waiting_size for session in list(self._sessions.values()))
 
     def _is_anybody_behind(self) -> bool:
         return any(session.socket and session.is_behind for session in self._sessions.values())

@@ -18,6 +18,8 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import State
 
+from ..core.counters import Counters
+
 log = logging.getLogger(__name__)
 
 HARD_LIMIT = 4 << 20  # bytes of a message; the session refuses smaller ones more politely
@@ -99,11 +101,13 @@ class HostWebSocket(WebSocketsSansIOProtocol):
             self._taken_at = now
         if not self.writable.is_set() and now - self._taken_at >= STUCK_S:
             log.warning("a client took nothing for %g s; its connection is dropped", STUCK_S)
+            self._count_drop("stuck")
             self.transport.abort()
         elif self.pending_ping_payload is not None:
             if moved and taken < self._ping_end:
                 self._ping_at = now  # it cannot have come to the ping yet
             elif now - self._ping_at >= PING_TIMEOUT_S:
+                self._count_drop("silent")
                 self.conn.fail(NO_ANSWER, "keepalive ping timeout")
                 self._write(b"".join(self.conn.data_to_send()))
                 self.transport.abort()
@@ -112,6 +116,10 @@ class HostWebSocket(WebSocketsSansIOProtocol):
             self.conn.send_ping(self.pending_ping_payload)
             self._write(b"".join(self.conn.data_to_send()))
             self._ping_at, self._ping_end = now, self._written
+
+    def _count_drop(self, reason: str) -> None:
+        counters: Counters = self.app_state["counters"]
+        counters.add("dropped_connections", reason)
 
     def _write(self, data: bytes) -> None:
         if not self.transport.is_closing():
@@ -145,6 +153,7 @@ class HostWebSocket(WebSocketsSansIOProtocol):
         super().handle_cont(event)
         if len(self.frames) > MAX_FRAGMENTS:
             self.frames = []
+            self._count_drop("fragments")
             self.conn.send_close(TOO_BIG, f"the message has more than {MAX_FRAGMENTS} fragments")
             self.handle_parser_exception()
 

@@ -304,9 +304,12 @@ def test_a_real_login_looks_as_documented(with_token: Served) -> None:
     (example,) = (message for message in COMMANDS if message["command"] == "session.open")
     (documented,) = (message for message in MESSAGES if message.get("event") == "login")
     with connect(with_token.url, subprotocols=[Subprotocol(codec.SUBPROTOCOL)], max_size=None) as websocket:
-        assert codec.decode_trusted(websocket.recv()) == documented
+        assert codec.decode_trusted(websocket.recv(decode=False)) == documented
         websocket.send(codec.encode(example | {"params": example["params"] | {"token": TOKEN}}))
-        hello, opened = codec.decode_trusted(websocket.recv()), codec.decode_trusted(websocket.recv())
+        hello, opened = (
+            codec.decode_trusted(websocket.recv(decode=False)),
+            codec.decode_trusted(websocket.recv(decode=False)),
+        )
     assert_same_shape(MESSAGES[0], hello, "hello")
     assert_same_shape(RESULTS[example["id"]], opened["result"], "session.open")
     assert opened["seq"] == 2
@@ -322,7 +325,7 @@ def test_a_real_upload_in_parts_looks_as_documented(served: Served) -> None:
 
         def ask(message: dict[str, Any]) -> Any:
             websocket.send(codec.encode(message))
-            return codec.decode_trusted(websocket.recv())["result"]
+            return codec.decode_trusted(websocket.recv(decode=False))["result"]
 
         websocket.recv()
         upload = ask(begin)["upload"]

@@ -29,7 +29,7 @@ from latentwire.plugins.results.files import Files, new_id
 from latentwire.plugins.results.index import NAME, Index, Result
 from latentwire.plugins.results.schema import VERSION
 from latentwire.plugins.results.settings import Settings
-from latentwire.plugins.results.store import SWEEP_AGE_S, Store
+from latentwire.plugins.results.store import MOST_STRAYS, SWEEP_AGE_S, Store
 
 from .conftest import running_host, serving, wait_for
 from .pages import PLUGIN_PAGES, blocks
@@ -637,6 +637,26 @@ def test_two_hosts_share_a_folder(tmp_path: Path) -> None:
         assert ids(ask(one, "results.list")) == ids(ask(two, "results.list")) == first[::-1]
         assert ask(two, "results.delete", ids=first[:1])["deleted"] == first[:1]
         assert refused(one, "results.get", id=first[0]).code == "unknown_image"
+
+
+def test_where_many_files_have_no_row_the_index_is_an_older_one_and_they_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, restored = tmp_path / "whole", tmp_path / "restored"
+    store = store_of(whole)
+    restored.mkdir()
+    with closing(sqlite3.connect(whole / NAME)) as connection:
+        connection.execute("VACUUM INTO ?", [str(restored / NAME)])
+    made = [keep(store, noise(8)) for _ in range(MOST_STRAYS + 1)]
+    shutil.copytree(whole, restored, dirs_exist_ok=True, ignore=lambda *_: [NAME, f"{NAME}-wal", f"{NAME}-shm"])
+    old = time.time() - SWEEP_AGE_S - 60
+    with closing(sqlite3.connect(restored / NAME, isolation_level=None)) as connection:
+        connection.execute("UPDATE begun SET time = time - ?", [SWEEP_AGE_S + 120])
+    for result in made:
+        os.utime(Files(restored).path(result), (old, old))
+    store_of(restored).tidy()
+    assert pngs(restored) == set(made)
+    assert "17 files" in caplog.text
 
 
 def test_many_pictures_at_once_are_all_kept(tmp_path: Path) -> None:
