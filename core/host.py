@@ -128,7 +128,7 @@ class Host:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
-            log.exception("command %s failed", command, extra={"client": caller.client})
+            log.exception("command %s failed", command, extra={"client": caller.client, "command": command})
             problem = f"{type(error).__name__}: {error}"
             if entry.plugin != CORE:
                 message = f"plugin {entry.plugin!r} failed in command {command}: {problem}"

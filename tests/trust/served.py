@@ -33,7 +33,9 @@ class Server:
         log: The lines of its log so far.
     """
 
-    def __init__(self, folder: Path, *settings: str, toml: str = "", listen: str = "127.0.0.1") -> None:
+    def __init__(
+        self, folder: Path, *settings: str, toml: str = "", listen: str = "127.0.0.1", ready: bool = True
+    ) -> None:
         file = folder / "plugins.toml"
         file.write_text(f"discover = false\n{toml}", encoding="utf-8")
         options = [part for setting in settings for part in ("--set", setting)]
@@ -61,7 +63,8 @@ class Server:
         self.port = int(re.findall(r":(\d+)/", words["socket"])[0])
         self.url = f"ws://127.0.0.1:{self.port}/ws"
         self.http = f"http://127.0.0.1:{self.port}"
-        wait_for(lambda: self.get("/readyz")[0] == 200, "the server to be ready")
+        if ready:
+            wait_for(lambda: self.get("/readyz")[0] == 200, "the server to be ready")
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
         """A request's status and body. `_` in a header's name stands for `-`."""
@@ -108,9 +111,9 @@ class Server:
 
 
 @contextmanager
-def server(folder: Path, *settings: str, toml: str = "", listen: str = "127.0.0.1") -> Iterator[Server]:
+def server(folder: Path, *settings: str, **options: Any) -> Iterator[Server]:
     """A server for as long as the block runs."""
-    started = Server(folder, *settings, toml=toml, listen=listen)
+    started = Server(folder, *settings, **options)
     try:
         yield started
     finally:
