@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .client import RemoteError, connect, connect_sync
     from .core.adapters import Adapter, LowRank
     from .core.build import PipelineBuild, PipelineCall
+    from .core.caller import Caller, caller_of
     from .core.commands import CommandContext, NoParams, validate
     from .core.errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, PluginError, UnknownImage
     from .core.events import Event, JobEvent, Picture, Subscribed
@@ -47,6 +48,7 @@ _HOME = {
     "BuildContext": "core.hookspecs",
     "CallContext": "core.hookspecs",
     "ClientContext": "core.hookspecs",
+    "Caller": "core.caller",
     "CommandContext": "core.commands",
     "EncodedContext": "core.hookspecs",
     "Event": "core.events",
@@ -80,6 +82,7 @@ _HOME = {
     "UpdateContext": "core.hookspecs",
     "Whole": "core.requests",
     "connect": "client",
+    "caller_of": "core.caller",
     "connect_sync": "client",
     "control_image_argument": "core.families",
     "encode": "core.images",
@@ -96,6 +99,7 @@ __all__ = [
     "Adapter",
     "BuildContext",
     "CallContext",
+    "Caller",
     "ClientContext",
     "CommandContext",
     "EncodedContext",
@@ -130,6 +134,7 @@ __all__ = [
     "UnknownImage",
     "UpdateContext",
     "Whole",
+    "caller_of",
     "connect",
     "connect_sync",
     "control_image_argument",

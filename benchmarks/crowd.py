@@ -19,6 +19,7 @@ BINARY, CLOSE, PING, PONG = 2, 8, 9, 10
 NO_MASK = b"\0\0\0\0"  # a client's frames must be masked; this mask leaves them as they are
 CHUNK = 1 << 18
 ENDS = ("result", "error")
+KEY = "all of this crowd"  # so that each may watch the others' jobs
 
 
 @dataclass(eq=False)
@@ -137,6 +138,7 @@ class Crowd:
             f"Sec-WebSocket-Key: {os.urandom(12).hex()[:22]}==",
             "Sec-WebSocket-Version: 13",
             f"Sec-WebSocket-Protocol: {SUBPROTOCOL}",
+            f"Latentwire-Key: {KEY}",
         ]
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
         answer = b""

@@ -27,6 +27,7 @@ from silence import Sockets
 READING = 20  # beside the silent ones
 WARM_UP = 50
 LONGEST = 1000  # steps of a job
+SILENT_S = 10.0  # of a job beside the silent ones, all of whom are there so long
 
 
 def delays(*told: Told) -> dict[str, Any]:
@@ -76,7 +77,8 @@ def silent(host: HostProcess, crowd: Worker[Audience], count: int, steps: int, p
     first = crowd.call(Audience.job, READING, 0, long, False, True)
     ports = crowd.call(Audience.open, count)
     with Sockets(host).followed(ports) as followed:
-        with_them = crowd.call(Audience.job, READING, count, long, False, True)
+        beside = min(long, round(SILENT_S * long / first.seconds))
+        with_them = crowd.call(Audience.job, READING, count, beside, False, True)
         followed.wait_until_gone(patience_s)
     last = crowd.call(Audience.job, READING, 0, steps, False, True)
     crowd.call(Audience.leave)
@@ -100,7 +102,8 @@ def main() -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # open files, for this process, the host and the clients
     clock = Path(__file__).with_name("clock.py")
-    with served(plugins={"clock": clock}) as host, Worker(Audience, host.socket) as crowd:
+    tables = {"limits": {"connections_per_address": 2 * options.idle + 100}}
+    with served(tables, plugins={"clock": clock}) as host, Worker(Audience, host.socket) as crowd:
         show(
             "fanout",
             options,

@@ -44,6 +44,7 @@ from latentwire.plugins.results.index import NAME
 from latentwire.plugins.results.settings import Settings
 from latentwire.plugins.results.store import Store
 
+KEY = "of the benchmark's clients"
 PRELOADED = [
     "latentwire.core.host",
     "latentwire.server.app",
@@ -151,7 +152,7 @@ async def draw_until_killed(socket: str, pid: int, clients: int, kill: Kill, tal
 
     async def draw(seed: int) -> None:
         with suppress(ConnectionLost):
-            async with connect(socket) as host:
+            async with connect(socket, key=KEY) as host:
                 while True:
                     fields = SMALL | {"num_images": 1 + seed % 2}
                     async for event in host.generate(PROMPT, seed=seed, steps=False, **fields):
@@ -184,7 +185,7 @@ async def ask_for(socket: str, results: list[str], tally: Tally) -> None:
         if hashlib.sha256(picture).hexdigest() != tally.acknowledged[result] or not is_whole(picture):
             tally.lost.add(result)
 
-    async with connect(socket) as host:
+    async with connect(socket, key=KEY) as host:
         for result in results:
             await one(host, result)
 
@@ -227,7 +228,7 @@ def fill(folder: Path, count: int) -> None:
     PILImage.effect_noise((64, 64), 80).convert("RGB").save(picture, "png")
     for number in range(count):
         made = {"prompt": f"{PROMPT} {number}", "negative_prompt": "", "model": "emoji", "seed": number}
-        store.keep(Picture("png", 64, 64, picture.getvalue()), made, "filled", 0)
+        store.keep(Picture("png", 64, 64, picture.getvalue()), made, "filled", 0, "filler")
 
 
 def startup_ms(folder: Path) -> dict[str, float]:

@@ -39,7 +39,7 @@ class HostProcess:
 
     def __init__(self, folder: Path, tables: Tables, plugins: Mapping[str, Path] = {}) -> None:
         file = folder / "plugins.toml"
-        file.write_text(_toml(tables, plugins), encoding="utf-8")
+        file.write_text(_toml(tables, plugins, folder / "results"), encoding="utf-8")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LATENTWIRE_")}
         command = [sys.executable, "-m", "latentwire", "serve", "--port", "0", "--config", str(file)]
         self.log: list[tuple[float, str]] = []
@@ -150,12 +150,13 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _toml(tables: Tables, plugins: Mapping[str, Path]) -> str:
-    """Plain values are written in TOML as in JSON."""
+def _toml(tables: Tables, plugins: Mapping[str, Path], results: Path) -> str:
+    """Plain values are written in TOML as in JSON. Results are stored, as where the project's own settings are used."""
     lines = ["discover = false"]
     for name, values in tables.items():
         lines.append(f"[{name}]")
         lines += [f"{key} = {json.dumps(value, default=str)}" for key, value in values.items()]
+    lines += ["[[plugins]]", 'name = "results"', f"settings = {{ folder = {json.dumps(str(results))} }}"]
     for name, path in plugins.items():
         lines += ["[[plugins]]", f"name = {json.dumps(name)}", f"path = {json.dumps(str(path))}"]
     return "\n".join(lines) + "\n"

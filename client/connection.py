@@ -12,6 +12,7 @@ from ..server.codec import encode
 from .answers import Answers
 from .link import ConnectionLost, Link, open_link
 
+MESSAGE_HEAD = 256  # bytes of a message for all but the data in it
 DEFAULT_URL = "ws://127.0.0.1:8000/ws"
 
 
@@ -83,6 +84,21 @@ class Connection:
             if message["event"] == "result":
                 result = message["result"]
         return result
+
+    async def upload(self, data: bytes) -> str:
+        """Send a picture's file, in parts if need be; its id, for requests to name.
+
+        Raises:
+            RemoteError: it is no picture that the host takes, or too large.
+            ConnectionLost: as `call`.
+        """
+        part = int(self.hello["limits"]["message_bytes"]) - MESSAGE_HEAD
+        if len(data) <= part:
+            return str((await self.call("images.put", data=data))["image_id"])
+        upload = (await self.call("uploads.begin", size=len(data)))["upload"]
+        for begin in range(0, len(data), part):
+            await self.call("uploads.append", upload=upload, data=data[begin : begin + part])
+        return str((await self.call("images.put", upload=upload))["image_id"])
 
     async def generate(
         self,
@@ -225,7 +241,7 @@ class Connection:
                 self._abandoned.discard(message_id)
             if stop is not None:
                 await self._stop_soon(stop)
-        elif message_id is None:  # a gap, or a frame of ours was refused before its id was known
+        elif message_id is None and message["event"] in ("gap", "error"):  # or a frame of ours had no id
             for answers in self._answers.values():
                 answers.put(message)
 
@@ -249,19 +265,21 @@ def _stop_of(message: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
 
 @asynccontextmanager
 async def connect(
-    url: str = DEFAULT_URL, *, token: str | None = None, resume: bool = True
+    url: str = DEFAULT_URL, *, token: str | None = None, key: str | None = None, resume: bool = True
 ) -> AsyncIterator[Connection]:
     """Connect to a host: `async with latentwire.connect() as host: ...`.
 
     Args:
         token: If the host asks for one.
+        key: A secret of your own, of 16 letters at least: what you make is yours in every session with that key, and
+            nobody else's. Without one it is this session's alone.
         resume: Whether to connect again when the connection breaks, and go on with all that is under way. Nothing is
             lost then, and nothing comes twice. The host waits for `hello["limits"]["resume_seconds"]`.
 
     Raises:
         ConnectionLost: nobody answers there, it is no latentwire host, or the token is wrong.
     """
-    connection = Connection(await open_link(url, token, resume))
+    connection = Connection(await open_link(url, token, key, resume))
     listener = asyncio.create_task(connection._listen())
     try:
         yield connection

@@ -29,10 +29,10 @@ class ConnectionLost(Exception):
 class Link:
     """A session with a host. Made by `open_link`; one task reads `messages`."""
 
-    def __init__(self, url: str, token: str | None, resume: bool, websocket: ClientConnection) -> None:
+    def __init__(self, url: str, headers: dict[str, str], resume: bool, websocket: ClientConnection) -> None:
         self.hello: dict[str, Any] = {}
         self._url = url
-        self._token = token
+        self._headers = headers
         self._resume = resume
         self._websocket = websocket
         self._seq = 0  # of the last message
@@ -86,12 +86,16 @@ class Link:
                 hello = decode_trusted(await websocket.recv(decode=False))
             if hello["event"] == "hello":
                 return hello
+            if hello["event"] == "login":
+                raise ConnectionLost(f"{self._url} refuses the connection: the token is missing or wrong")
             cause: Exception | None = None
             reason = f"it begins with {hello['event']!r:.80}"
         except TimeoutError as error:
             cause, reason = error, "it is silent"
         except ConnectionClosed as error:
             cause, reason = error, websocket.close_reason or "it closed the connection"
+        except ConnectionLost:
+            raise
         except Exception as error:
             cause, reason = error, f"it sent what this client cannot read: {type(error).__name__}: {error}"
         raise ConnectionLost(f"{self._url} does not greet as a latentwire host; {reason}") from cause
@@ -131,7 +135,7 @@ class Link:
             ConnectionLost: it never will.
         """
         try:
-            websocket = await open_websocket(self._url, self._token)
+            websocket = await open_websocket(self._url, self._headers)
         except ConnectionLost as error:
             cause = error.__cause__
             if isinstance(cause, InvalidStatus) and cause.response.status_code < 500:
@@ -162,14 +166,16 @@ class Link:
         return True
 
 
-async def open_link(url: str, token: str | None, resume: bool) -> Link:
+async def open_link(url: str, token: str | None, key: str | None, resume: bool) -> Link:
     """Connect and wait for the host's greeting.
 
     Raises:
         ConnectionLost: nobody answers there, it is no latentwire host, or the token is wrong.
     """
-    websocket = await open_websocket(url, token)
-    link = Link(url, token, resume, websocket)
+    shown = {"Authorization": token and f"Bearer {token}", "Latentwire-Key": key}
+    headers = {name: value for name, value in shown.items() if value}
+    websocket = await open_websocket(url, headers)
+    link = Link(url, headers, resume, websocket)
     try:
         link.hello = await link.greet(websocket)
         link._seq = link.hello.get("seq", 1)
@@ -179,7 +185,7 @@ async def open_link(url: str, token: str | None, resume: bool) -> Link:
     return link
 
 
-async def open_websocket(url: str, token: str | None) -> ClientConnection:
+async def open_websocket(url: str, headers: dict[str, str]) -> ClientConnection:
     """A connection to a host.
 
     Raises:
@@ -189,7 +195,7 @@ async def open_websocket(url: str, token: str | None) -> ClientConnection:
         return await connect_websocket(
             url,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
-            additional_headers={"Authorization": f"Bearer {token}"} if token else {},
+            additional_headers=headers,
             compression=None,
             max_size=MAX_FRAME,
             ping_timeout=PING_TIMEOUT_S,

@@ -30,6 +30,10 @@ class SyncConnection:
         """See `Connection.call`."""
         return _wait(asyncio.run_coroutine_threadsafe(self._connection.call(command, **params), self._loop))
 
+    def upload(self, data: bytes) -> str:
+        """See `Connection.upload`."""
+        return _wait(asyncio.run_coroutine_threadsafe(self._connection.upload(data), self._loop))
+
     def generate(self, prompt: str, **fields: Any) -> Iterator[JobEvent | PluginEvent | Result]:
         """See `Connection.generate`."""
         return self._stream(self._connection.generate(prompt, **fields))
@@ -60,14 +64,16 @@ class SyncConnection:
 
 
 @contextmanager
-def connect_sync(url: str = DEFAULT_URL, *, token: str | None = None, resume: bool = True) -> Iterator[SyncConnection]:
+def connect_sync(
+    url: str = DEFAULT_URL, *, token: str | None = None, key: str | None = None, resume: bool = True
+) -> Iterator[SyncConnection]:
     """Connect to a host: `with latentwire.connect_sync() as host: ...`. See `connect`."""
     connected: Future[SyncConnection] = Future()
     leaving = asyncio.Event()
 
     async def stay() -> None:
         try:
-            async with connect(url, token=token, resume=resume) as connection:
+            async with connect(url, token=token, key=key, resume=resume) as connection:
                 if connected.cancelled():
                     return
                 connected.set_result(SyncConnection(asyncio.get_running_loop(), connection))

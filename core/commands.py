@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
+from .caller import Caller
 from .errors import InvalidParams, JobCancelled, LatentwireError, TooManyJobs, copied
 from .events import Accepted, Event, StateChanged, Subscribed
 from .hookspecs import UpdateContext
@@ -17,7 +18,7 @@ from .image_store import image_id
 from .job_table import EndedJob
 from .jobs import Job
 from .registry import PluginRegistry
-from .requests import GenerateRequest, StreamOptions, Strict, UpdateRequest
+from .requests import GenerateRequest, StreamOptions, Strict, UpdateRequest, Whole
 from .settings import nearest_key
 from .watching import Watcher
 
@@ -35,8 +36,13 @@ class CommandContext:
     """What a handler may use: the host, who asked, and `emit` for events of this one command."""
 
     host: "Host"
-    client: str
+    caller: Caller
     emit: Callable[[Event], None]
+
+    @property
+    def client(self) -> str:
+        """The id of the session that the command came from."""
+        return self.caller.client
 
 
 class NoParams(Strict):
@@ -67,7 +73,7 @@ class JobParams(Strict):
 class WatchParams(Strict):
     """Which job to follow, and what of it."""
 
-    job: str = Field(description="from the accepted event; anybody may watch a job whose id it knows")
+    job: str = Field(description="from the accepted event; a job of your own, or anybody's if you are an observer")
     stream: StreamOptions = StreamOptions()
 
 
@@ -78,9 +84,30 @@ class UnsubscribeParams(Strict):
 
 
 class ImagesPutParams(Strict):
-    """A picture to keep."""
+    """A picture to keep: a file's bytes, or an upload of them."""
 
-    data: bytes = Field(description="a PNG, JPEG or WebP file")
+    upload: str | None = Field(None, description="in place of data: from uploads.begin, with all parts appended")
+    data: bytes | None = Field(None, validate_default=True, description="a PNG, JPEG or WebP file")
+
+    @field_validator("data")
+    @classmethod
+    def _one_source(cls, data: bytes | None, info: ValidationInfo) -> bytes | None:
+        if (data is None) == (info.data.get("upload") is None):
+            raise ValueError("wanted either data or upload")
+        return data
+
+
+class UploadBeginParams(Strict):
+    """A file that is to come in parts."""
+
+    size: Whole = Field(ge=1, description="bytes of the whole file")
+
+
+class UploadAppendParams(Strict):
+    """The next part of a file."""
+
+    upload: str = Field(description="from uploads.begin")
+    data: bytes = Field(min_length=1)
 
 
 async def generate(context: CommandContext, request: GenerateRequest) -> dict[str, Any]:
@@ -88,7 +115,7 @@ async def generate(context: CommandContext, request: GenerateRequest) -> dict[st
     host = context.host
     host.plugins.check_usable("field", request)
     host.runner.build_for(request)  # refuse now what cannot run
-    job = Job(context.client, request, request.seeds(), context.emit)
+    job = Job(context.client, context.caller.owner, request, request.seeds(), context.emit)
     host.jobs.add(job, leaving=host.slots.of(job.client, request.slot))
     try:
         host.slots.number(job)
@@ -110,7 +137,7 @@ async def cancel(context: CommandContext, params: CancelParams) -> dict[str, Any
     """Stop jobs before their next step; the generate command of each ends with error code cancelled."""
     host, client = context.host, context.client
     if params.job is not None:
-        job = host.jobs.get(params.job, client)
+        job = host.jobs.get(params.job, context.caller)
         return {"job": job.id, "cancelled": job.fail(_cancelled(job))}
     jobs = host.jobs.all(client) if params.slot is None else host.slots.of(client, params.slot)
     return {"jobs": [job.id for job in jobs if job.fail(_cancelled(job))]}
@@ -121,11 +148,12 @@ def _cancelled(job: Job) -> JobCancelled:
 
 
 async def jobs(context: CommandContext, params: NoParams) -> dict[str, Any]:
-    """List this client's unfinished jobs, oldest first."""
+    """List your own unfinished jobs, oldest first; an observer's list has everybody's."""
     return {
         "jobs": [
             {
                 "job": job.id,
+                "own": job.owned_by == context.caller.owner,
                 "state": job.state,
                 "prompt": job.request.prompt,
                 "images": len(job.seeds),
@@ -136,7 +164,7 @@ async def jobs(context: CommandContext, params: NoParams) -> dict[str, Any]:
                 "slot": job.request.slot,
                 "revision": job.revision,
             }
-            for job in context.host.jobs.all(context.client)
+            for job in context.host.jobs.seen_by(context.caller)
         ]
     }
 
@@ -144,7 +172,7 @@ async def jobs(context: CommandContext, params: NoParams) -> dict[str, Any]:
 async def jobs_watch(context: CommandContext, params: WatchParams) -> dict[str, Any]:
     """Follow a job from its present state to its end, which is this command's too, or until unsubscribed."""
     host = context.host
-    job = host.jobs.find(params.job)
+    job = host.jobs.find(params.job, context.caller)
     if isinstance(job, EndedJob):
         context.emit(job.state)
         for picture in job.pictures:
@@ -172,20 +200,20 @@ async def jobs_watch(context: CommandContext, params: WatchParams) -> dict[str, 
 
 async def jobs_pause(context: CommandContext, params: JobParams) -> dict[str, Any]:
     """Let a job wait before its next step, until it is resumed."""
-    job = context.host.jobs.get(params.job, context.client)
+    job = context.host.jobs.get(params.job, context.caller)
     return {"job": job.id, "paused": job.pause(True)}
 
 
 async def jobs_resume(context: CommandContext, params: JobParams) -> dict[str, Any]:
     """Let a paused job go on."""
-    job = context.host.jobs.get(params.job, context.client)
+    job = context.host.jobs.get(params.job, context.caller)
     return {"job": job.id, "resumed": job.pause(False)}
 
 
 async def jobs_update(context: CommandContext, update: UpdateRequest) -> dict[str, Any]:
     """Change numbers of a job that runs; its pictures go on with them from their next step on."""
     host = context.host
-    job = host.jobs.get(update.job, context.client)
+    job = host.jobs.get(update.job, context.caller)
     tuning = job.tuning
     if tuning is None:
         message = f"job {job.id} is still being prepared; change it once it has started"
@@ -238,12 +266,25 @@ async def unsubscribe(context: CommandContext, params: UnsubscribeParams) -> dic
 
 async def images_put(context: CommandContext, params: ImagesPutParams) -> dict[str, Any]:
     """Keep a picture for requests to name by its id."""
+    data = params.data
+    if data is None:
+        data = context.host.uploads.take(str(params.upload), context.client)
 
     def put() -> dict[str, Any]:
-        picture = context.host.picture(params.data, ["data"])
-        return {"image_id": image_id(params.data), "width": picture.width, "height": picture.height}
+        picture = context.host.picture(data, ["data" if params.upload is None else "upload"])
+        return {"image_id": image_id(data), "width": picture.width, "height": picture.height}
 
     return await context.host.with_pixels(put)
+
+
+async def uploads_begin(context: CommandContext, params: UploadBeginParams) -> dict[str, Any]:
+    """Begin a file that is larger than a message may be."""
+    return {"upload": context.host.uploads.begin(context.client, params.size)}
+
+
+async def uploads_append(context: CommandContext, params: UploadAppendParams) -> dict[str, Any]:
+    """Send the next part of an upload; the answer says how many bytes there are."""
+    return {"received": context.host.uploads.append(params.upload, context.client, params.data)}
 
 
 def pipeline_state_of(host: "Host") -> dict[str, Any]:
@@ -333,6 +374,8 @@ def register_core(registry: PluginRegistry, request_model: type[GenerateRequest]
     registry.add_command("pipeline.subscribe", NoParams, pipeline_subscribe)
     registry.add_command("unsubscribe", UnsubscribeParams, unsubscribe)
     registry.add_command("images.put", ImagesPutParams, images_put)
+    registry.add_command("uploads.begin", UploadBeginParams, uploads_begin)
+    registry.add_command("uploads.append", UploadAppendParams, uploads_append)
     registry.add_command("plugins.list", NoParams, plugins_list)
     registry.add_command("models.list", NoParams, models_list)
     registry.add_command("describe", NoParams, describe_host)

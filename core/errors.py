@@ -9,6 +9,7 @@
     │   └── DuplicateId             duplicate_id            the id is still in use in this session
     ├── SettingsError               bad_settings            plugins.toml, environment or command line are wrong
     ├── PluginError                 plugin_failed           a plugin raised; names the plugin and the hook
+    ├── Unauthorized            unauthorized            the token, the key or the ticket is missing or wrong
     ├── UnknownSubscription         unknown_subscription    the caller has no such subscription
     ├── ModelError
     │   ├── UnknownModel            unknown_model           no configured model has the name
@@ -151,6 +152,12 @@ class UnknownSubscription(LatentwireError):
     """The caller has no such subscription."""
 
     code = "unknown_subscription"
+
+
+class Unauthorized(LatentwireError):
+    """The token, the key or the ticket is missing or wrong."""
+
+    code = "unauthorized"
 
 
 class UnknownSession(LatentwireError):

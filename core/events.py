@@ -239,6 +239,15 @@ class Image(JobEvent):
     unstored: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Closing(Event):
+    """The host is shutting down: it takes no more jobs, and those under way have so many seconds to finish."""
+
+    name: ClassVar[str] = "closing"
+
+    seconds: float
+
+
 EVENTS: dict[str, type[Event]] = {
     event.name: event
     for event in (
@@ -256,6 +265,7 @@ EVENTS: dict[str, type[Event]] = {
         JobState,
         Subscribed,
         StateChanged,
+        Closing,
     )
 }
 """The host's own; plugins may add theirs."""

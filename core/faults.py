@@ -7,7 +7,7 @@ import torch
 from .errors import EngineRestarted, JobFailed, LatentwireError, OutOfMemory
 
 MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|_ALLOC_FAILED", re.I)
-# What nothing on the device goes on after. A launch that was merely refused is none of it: odd input may bring it about.
+# Nothing on the device goes on after these. A launch that was merely refused is none: odd input may bring that about.
 DEVICE = re.compile(
     r"illegal (memory access|address|instruction)|device-side assert|unspecified launch failure|misaligned address|"
     r"launch timed out|hardware stack error|uncorrectable ECC|device(s)? (is|are) (lost|busy or unavailable)|"

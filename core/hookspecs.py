@@ -140,11 +140,13 @@ class EncodedContext:
     could not be stored just now, `unstored` may be: why, in a few words for its client.
 
     `picture` is the PNG as the client gets it, `made` the request as JSON that makes this one picture again: every
-    default filled in, its own seed. `image_id` is the picture's in the host's image store.
+    default filled in, its own seed. `owner` is whose it is, see `Caller`; `image_id` the picture's in the host's image
+    store.
     """
 
     host: "Host"
     client: str
+    owner: str
     job: str
     index: int
     seed: int

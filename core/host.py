@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import torch
 from PIL.Image import Image as PILImage
 
+from .caller import Caller
 from .commands import CommandContext, register_core, validate
+from .counters import Counters
 from .describe import describe
 from .engine import Engine
 from .errors import (
@@ -30,6 +32,7 @@ from .files import check_inside, find, local_models
 from .hookspecs import ClientContext
 from .image_store import ImageStore
 from .job_table import JobTable
+from .log_context import noting
 from .loop_watch import LoopWatch
 from .model_store import ModelStore
 from .pictures import read_picture
@@ -43,6 +46,7 @@ from .settings import Settings
 from .slots import Slots
 from .subscriptions import Subscription, Subscriptions
 from .threads import workers
+from .uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +87,8 @@ class Host:
         most_rows = max(settings.engine.max_batch_rows or MOST_ROWS, settings.engine.reproducible_rows)
         models = local_models(settings.models)
         self.store = ModelStore(models, self.device, memory and memory << 20, self.state_changed, most_rows)
+        self.counters = Counters()
+        self.uploads = Uploads(settings.limits.upload_mib << 20)
         self.images = ImageStore(settings.limits.images_mib << 20)
         engine = settings.engine
         self.engine = Engine(
@@ -93,19 +99,21 @@ class Host:
             self._renew,
             self._renewed,
         )
-        self.jobs = JobTable(settings.limits)
+        self.jobs = JobTable(settings.limits, self.counters)
         self.slots = Slots()
         self.runner = Runner(self)
         self._pixels = workers(2, "pixels")
         self.closing = False
         self.ready = False
 
-    async def dispatch(self, command: str, params: Any, client: str, emit: Callable[[Event], None]) -> dict[str, Any]:
+    async def dispatch(
+        self, command: str, params: Any, caller: Caller | str, emit: Callable[[Event], None]
+    ) -> dict[str, Any]:
         """Run one command to its end.
 
         Args:
             params: As the client sent them.
-            client: Whose jobs the command may see.
+            caller: Who gives the command. A text stands for one who sees what came from the same text.
             emit: Is told of the command's events; from any thread, so it must not block.
 
         Raises:
@@ -119,9 +127,11 @@ class Host:
         if self.closing:
             raise HostClosing("the host is shutting down and takes no more commands")
         self.guard.strikes.check(entry.plugin)
-        context = CommandContext(self, client, emit)
+        if isinstance(caller, str):
+            caller = Caller(caller, caller)
+        context = CommandContext(self, caller, emit)
         try:
-            with self.loop_watch.handling(entry.plugin, command):
+            with noting(client=caller.client, command=command), self.loop_watch.handling(entry.plugin, command):
                 result = await entry.handler(context, validate(entry.params, params, command))
             self.guard.strikes.forgive(command, entry.plugin)
             return result
@@ -135,7 +145,7 @@ class Host:
                 self.engine.report(error)
             if is_device(error) or is_memory(error):
                 raise typed(error) from error
-            log.exception("command %s failed", command)
+            log.exception("command %s failed", command, extra={"client": caller.client, "command": command})
             problem = f"{type(error).__name__}: {error}"
             if entry.plugin != CORE:
                 raise self.guard.failed(entry.plugin, f"command {command}", error, kind=command) from error
@@ -182,6 +192,11 @@ class Host:
         """Run work on pictures that clients sent, for a command; two at a time, so that they cannot fill memory."""
         return await asyncio.get_running_loop().run_in_executor(self._pixels, work)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a job would begin now: the default model is loaded, the engine runs, and nobody has ended it."""
+        return self.ready and self.engine.alive and not self.closing
+
     @functools.cached_property
     def description(self) -> dict[str, Any]:
         """What `describe` answers; nothing of it changes once a host has started."""
@@ -202,6 +217,7 @@ class Host:
     def client_left(self, client: str) -> None:
         """Let plugins forget a client whose connection has ended; on the event loop."""
         self.slots.forget(client)
+        self.uploads.forget(client)
         self.plugins.tell("client_left", ClientContext(client))
 
     def warm_up(self, measure: bool = True) -> None:
@@ -234,6 +250,11 @@ class Host:
             self.warm_up(measure=False)
         except Exception as error:
             log.error("the host is not ready: the device still fails: %s", error)
+
+    def drain(self) -> None:
+        """Take no more jobs; those under way go on, and all else can still be asked for."""
+        self.ready = False
+        self.jobs.closed = True
 
     def close(self) -> None:
         """End every job and the engine; takes no more commands."""

@@ -42,7 +42,8 @@ class Job:
     Attributes:
         id: Given by the host.
         asked: The request as it came, before plugins filled in more.
-        client: Who sent it; others can neither cancel nor change it.
+        client: The session that sent it.
+        owned_by: Whose it is; others can neither see nor change it, but for observers, who can see it.
         outcome: Becomes the command's result, or the error that ended the job.
         revision: Of its slot, from 1; None without a slot.
         tuning: What of it may be changed, as it is now; None until its pictures are ready to begin.
@@ -52,6 +53,7 @@ class Job:
     """
 
     client: str
+    owned_by: str
     request: GenerateRequest
     seeds: list[int]
     listener: Listener

@@ -245,7 +245,7 @@ class Runner:
                 self._plugins.call("image_finished", context)
                 picture = encode(context.image, "png", metadata=context.metadata)
                 image_id = self._host.images.put(picture.data)
-                about = (self._host, job.client, job.id, index, call.seed, job.request, made)
+                about = (self._host, job.client, job.owned_by, job.id, index, call.seed, job.request, made)
                 encoded = EncodedContext(*about, image_id, picture)
                 self._plugins.call("image_encoded", encoded)
                 stored = (encoded.result, encoded.unstored)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import SettingsError
 from .requests import Mode
 
-CLIENT_VARIABLES = {"LATENTWIRE_URL", "LATENTWIRE_TOKEN"}
+CLIENT_VARIABLES = {"LATENTWIRE_URL", "LATENTWIRE_TOKEN", "LATENTWIRE_KEY"}
 """What the command line's client commands read; a host may run in the same environment."""
 
 MODELS_FOLDER = Path(__file__).parents[1] / "models"
@@ -39,12 +39,23 @@ class ServerSettings(Section):
     token: str | None = Field(
         None, min_length=16, description="asked of every client; off loopback one is made if none is set"
     )
+    observer_token: str | None = Field(
+        None, min_length=16, description="who has it in place of the token also sees everybody's jobs and results"
+    )
+    anyone_may_connect: bool = Field(False, description="whether a host beyond loopback may do without a token")
     allowed_origins: list[str] = Field(
         [], description="pages of other sites that may connect, such as https://example.org; they get CORS headers"
+    )
+    allowed_hosts: list[str] = Field(
+        [], description="further names and addresses by which clients reach the host, such as gpu.example.org"
     )
     max_message_bytes: int = Field(1 << 20, ge=1024, le=4 << 20, description="a larger frame is refused")
     resume_grace_s: int = Field(
         120, ge=0, le=86_400, description="so long a session is kept once its connection is lost; 0: not at all"
+    )
+    log: Literal["text", "json"] = Field("text", description="how lines of the log on standard error look")
+    shutdown_grace_s: int = Field(
+        20, ge=0, le=86_400, description="so long running jobs may take to finish once the host is told to stop"
     )
 
 
@@ -83,6 +94,9 @@ class LimitSettings(Section):
     pixels: int = Field(2048 * 2048, ge=64 * 64, description="width times height of one picture")
     input_pixels: int = Field(1 << 24, ge=64 * 64, description="width times height of a picture that a client sends")
     images_mib: int = Field(256, ge=1, description="files of uploaded and made pictures, kept for requests to name")
+    upload_mib: int = Field(64, ge=1, description="unfinished uploads of one client")
+    connections: int = Field(2048, ge=1, description="open connections in all, WebSockets and others")
+    connections_per_address: int = Field(256, ge=1, description="the same from one address (of IPv6, from one /64)")
 
 
 class FileSettings(Section):

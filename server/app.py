@@ -1,10 +1,11 @@
-"""The Starlette app: `/ws`, health, and a plain page."""
+"""The Starlette app: `/ws`, tickets, health, and a plain page."""
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
@@ -14,15 +15,18 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from .. import __version__
+from ..core.caller import caller_of
 from ..core.errors import LatentwireError
 from ..core.host import Host
 from ..core.threads import workers
-from .auth import refusal
+from .access import Access
 from .codec import SUBPROTOCOL
 from .connection import Connection
-from .page import page
+from .door import SOCKET, Door
+from .page import PAGE_HEADERS, page
 from .plugin_routes import plugin_routes
 from .sessions import Sessions
+from .tickets import LIFE_S
 
 log = logging.getLogger(__name__)
 
@@ -32,37 +36,41 @@ DOCS = Path(__file__).parents[1] / "docs"
 def create_app(host: Host) -> Starlette:
     """The app of one host; it loads the default model when it starts and closes the host when it ends."""
 
-    sessions = Sessions(host)
+    access = Access(host.settings.server)
+    sessions = Sessions(host, access)
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
         asyncio.get_running_loop().set_default_executor(workers(32, "work"))  # not a team for each of its threads
         host.loop_watch.begin()
         sessions.begin()
         warming = asyncio.create_task(_warm_up(host))
-        yield
+        yield {"watch": sessions.watch, "limits": host.settings.limits, "counters": host.counters}
         warming.cancel()
         await sessions.close()
         await asyncio.to_thread(host.close)
 
     async def websocket(websocket: WebSocket) -> None:
-        refused = refusal(websocket, host.settings.server)
-        if refused is not None:
-            await websocket.send_denial_response(refused)
+        offered = websocket.scope.get("subprotocols") or []
+        if offered and SUBPROTOCOL not in offered:
+            text = f"this host speaks {SUBPROTOCOL}, got {', '.join(offered):.80}\n"
+            await websocket.send_denial_response(PlainTextResponse(text, 400))
             return
-        await websocket.accept(SUBPROTOCOL if websocket.scope.get("subprotocols") else None)
+        await websocket.accept(SUBPROTOCOL if offered else None)
         await Connection(host, sessions, websocket).serve()
+
+    async def ticket(request: Request) -> Response:
+        return JSONResponse({"ticket": access.tickets.issue(caller_of(request.scope)), "seconds": LIFE_S})
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok", "version": __version__})
 
     async def ready(_: Request) -> Response:
-        is_ready = host.ready and host.engine.alive and not host.closing
-        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+        return JSONResponse({"ready": host.is_ready}, 200 if host.is_ready else 503)
 
     async def home(_: Request) -> Response:
         names = sorted(str(file.relative_to(DOCS).with_suffix("")) for file in DOCS.rglob("*.md"))
-        return HTMLResponse(page(names))
+        return HTMLResponse(page(names), headers=PAGE_HEADERS)
 
     async def doc(request: Request) -> Response:
         file = DOCS / f"{request.path_params['name']}.md"
@@ -71,7 +79,8 @@ def create_app(host: Host) -> Starlette:
         return FileResponse(file, media_type="text/plain; charset=utf-8")
 
     routes: list[BaseRoute] = [
-        WebSocketRoute("/ws", websocket),
+        WebSocketRoute(SOCKET, websocket),
+        Route("/ticket", ticket, methods=["POST"]),
         Route("/healthz", health),
         Route("/readyz", ready),
         Route("/", home),
@@ -79,7 +88,9 @@ def create_app(host: Host) -> Starlette:
     ]
     app = Starlette(lifespan=lifespan, routes=[*routes, *plugin_routes(host)])
     origins = host.settings.server.allowed_origins
-    if origins:
+    app.state.sessions = sessions
+    app.add_middleware(Door, access=access, counters=host.counters)
+    if origins:  # around the door: a refused page may read why, and a browser asks first without a token
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return app
 

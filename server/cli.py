@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     client = argparse.ArgumentParser(add_help=False)
     client.add_argument("--url", default=os.environ.get("LATENTWIRE_URL", DEFAULT_URL), help="the host's socket")
     client.add_argument("--token", default=os.environ.get("LATENTWIRE_TOKEN"), help="if the host asks for one")
+    client.add_argument("--key", default=os.environ.get("LATENTWIRE_KEY"), help="a secret of your own, for results")
 
     generate = commands.add_parser("generate", parents=[client], help="make a picture from a prompt")
     generate.add_argument("prompt")
@@ -94,7 +95,7 @@ def _overrides(options: argparse.Namespace) -> list[str]:
 async def _ask(options: argparse.Namespace) -> int:
     from ..client import connect
 
-    async with connect(options.url, token=options.token) as host:
+    async with connect(options.url, token=options.token, key=options.key) as host:
         if options.command == "generate":
             return await _generate(host, options)
         if options.command == "describe":

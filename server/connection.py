@@ -1,18 +1,25 @@
 """One accepted WebSocket: frames in, commands begun; it serves a new session, or one that it takes up again."""
 
 import asyncio
+from typing import Any
 
 from starlette.websockets import WebSocket
 
 from .. import __version__
-from ..core.errors import LatentwireError
+from ..core.caller import SCOPE_KEY, Caller
+from ..core.errors import LatentwireError, Unauthorized
 from ..core.events import Event
 from ..core.host import Host
 from . import codec
 from .session import Request, Session
-from .sessions import RESUME, Sessions
-from .websocket import EXTENSION, HostWebSocket
+from .sessions import OPEN, RESUME, Sessions
+from .websocket import EXTENSION, HARD_LIMIT, HostWebSocket
 
+LOGIN_S = 10.0  # for the first message, where it must have the token
+LOGIN_SIZE = 4 << 10  # bytes of it
+UNAUTHORIZED = 4401  # close code
+MOST_WAITING = 64 << 20  # bytes of answers that wait to be sent, until more is asked
+WAITING_S = 0.05
 MOST_UNREAD = 64  # frames of a connection that has ended, which are still taken
 
 
@@ -27,11 +34,15 @@ class Connection:
 
     async def serve(self) -> None:
         """Until the connection ends, or another one takes its session up."""
-        session = self._sessions.open(self._socket)
+        caller: Caller | None = self._websocket.scope[SCOPE_KEY]
+        session = self._sessions.open(self._socket, caller or Caller.nobody_known())
         unread = MOST_UNREAD
         self._sessions.watch.add(self._socket)
         try:
-            self._socket.write_message(codec.join(None, self._hello(session), session.outbox.number()))
+            if caller is None and not await self._logged_in(session):
+                return
+            if caller is not None:
+                self._greet(session)
             while (message := await self._websocket.receive())["type"] != "websocket.disconnect":
                 if session.socket is not self._socket:
                     break
@@ -39,6 +50,8 @@ class Connection:
                     unread -= 1  # a client that comes back sends again what was not taken
                 if unread < 0:
                     break
+                while self._is_far_behind(session):  # noqa: ASYNC110 - who does not take the answers need not ask on
+                    await asyncio.sleep(WAITING_S)
                 session = await self._take(session, message.get("bytes"))
                 await asyncio.sleep(0)  # a flood of small frames must not hold up the other clients
         finally:
@@ -46,31 +59,71 @@ class Connection:
             if session.socket is self._socket:
                 self._sessions.left(session, for_good=self._socket.closed_by_client)
 
+    def _is_far_behind(self, session: Session) -> bool:
+        return session.outbox.waiting_size > MOST_WAITING and not self._socket.transport.is_closing()
+
+    async def _logged_in(self, session: Session) -> bool:
+        """Whether the first message is `session.open` with the token, and comes in time."""
+        self._socket.limit_messages(LOGIN_SIZE)
+        login = codec.pack({"event": "login", "seconds": LOGIN_S, "message": f"send {OPEN} with the host's token"})
+        self._socket.write_message(codec.join(None, login, 0))
+        try:
+            async with asyncio.timeout(LOGIN_S):
+                message = await self._websocket.receive()
+        except TimeoutError:
+            self._socket.end(UNAUTHORIZED, f"no token came within {LOGIN_S:g} s")
+            return False
+        if message["type"] == "websocket.disconnect":
+            return False
+        request = session.read(message.get("bytes"))
+        if request is not None and request.command == OPEN:
+            try:
+                result = await self._dispatch(session, request)
+            except LatentwireError as error:
+                session.fail(request.id, error)
+            else:
+                self._socket.limit_messages(HARD_LIMIT)
+                self._greet(session)
+                session.answer(request.id, result)
+                return True
+        elif request is not None:
+            session.fail(request.id, Unauthorized(f"this host asks for its token first: send {OPEN}"))
+        self._socket.end(UNAUTHORIZED, "the first message did not have the token")
+        return False
+
     async def _take(self, session: Session, frame: bytes | None) -> Session:
         """Begin what a frame asks for; the session that goes on from there."""
         request = session.read(frame)
-        if request is not None and request.command == RESUME:
-            return await self._resume(session, request)
+        if request is not None and request.command in (OPEN, RESUME):
+            return await self._take_up(session, request)
         session.received += 1
         if request is not None:
             session.run(request)
         return session
 
-    async def _resume(self, fresh: Session, request: Request) -> Session:
-        """Take up another session, which answers, and what it has to say follows."""
-
-        def emit(_: Event) -> None: ...
-
+    async def _take_up(self, fresh: Session, request: Request) -> Session:
+        """Say whose session it is, or take up another one, which answers, and what it has to say follows."""
         try:
-            result = await self._host.dispatch(RESUME, request.params, fresh.client, emit)
+            result = await self._dispatch(fresh, request)
         except LatentwireError as error:
             fresh.fail(request.id, error)
+            return fresh
+        if request.command == OPEN:
+            fresh.answer(request.id, result)
             return fresh
         session = self._sessions.get(result["session"])
         answer = codec.pack({"event": "result", "result": result})
         self._socket.write_message(codec.join(request.id, answer, int(request.params["seq"])))
         session.pump()
         return session
+
+    async def _dispatch(self, session: Session, request: Request) -> dict[str, Any]:
+        def emit(_: Event) -> None: ...
+
+        return await self._host.dispatch(request.command, request.params, session.caller, emit)
+
+    def _greet(self, session: Session) -> None:
+        self._socket.write_message(codec.join(None, self._hello(session), session.outbox.number()))
 
     def _hello(self, session: Session) -> codec.Packed:
         settings = self._host.settings

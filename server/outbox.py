@@ -21,6 +21,7 @@ class Bound:
 
 CONNECTED = Bound(10_000, 256 << 20)  # 64 pictures of 1024x1024 may be ready all at once
 AWAY = Bound(5_000, 64 << 20)  # of a session without a connection
+HEAVY = 1 << 10  # bytes: an event with a picture in it, say, which goes before the small ones
 SENT = Bound(1_000, 8 << 20)  # what a connection that breaks may take with it is far less
 
 
@@ -167,19 +168,19 @@ class Outbox:
 def _surplus(messages: dict[Hashable, Message], size: int, bound: Bound) -> dict[Message, None]:
     """Whom to give up, so that a store of so many bytes is a tenth below its bound: it is not done for each message.
 
-    Previews go first, the ends of commands last, and of each the oldest. The newest message stays, whatever its size:
-    it may be on its way just now.
+    Previews go first, then heavy events, the ends of commands last, and of each the oldest. The newest message stays,
+    whatever its size: it may be on its way just now.
     """
     most, largest = bound.messages * 9 // 10, bound.size * 9 // 10
     too_many = len(messages) - most if len(messages) > bound.messages else 0
     too_large = size - largest if size > bound.size else 0
     newest = next(reversed(messages.values()))
     gone: dict[Message, None] = {}
-    for rank in (PREVIEW, EVENT, END):
+    for rank, least in ((PREVIEW, 0), (EVENT, HEAVY), (EVENT, 0), (END, 0)):
         for message in messages.values():
             if too_many <= 0 and too_large <= 0:
                 return gone
-            wanted = too_many > 0 or message.body.size > 0
+            wanted = message not in gone and (too_many > 0 or message.body.size >= least)
             if message.rank == rank and wanted and message is not newest:
                 gone[message] = None
                 too_many -= 1

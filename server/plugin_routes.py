@@ -1,11 +1,11 @@
-"""HTTP routes that plugins bring, behind the same door as the WebSocket."""
+"""HTTP routes that plugins bring."""
 
 import asyncio
 import logging
 from collections.abc import Sequence
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import Receive, Scope, Send
@@ -13,8 +13,6 @@ from starlette.types import Receive, Scope, Send
 from ..core.errors import PluginError
 from ..core.host import Host
 from ..core.plugin_guard import PluginGuard
-from ..core.settings import ServerSettings
-from .auth import refusal
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +21,10 @@ ROUTES = "routes"
 
 
 class GuardedRoute(BaseRoute):
-    """A route for those who may use the host; whatever it raises ends with its own request."""
+    """A plugin's route; whatever it raises ends with its own request."""
 
-    def __init__(self, route: BaseRoute, settings: ServerSettings, plugin: str, guard: PluginGuard) -> None:
+    def __init__(self, route: BaseRoute, plugin: str, guard: PluginGuard) -> None:
         self._route = route
-        self._settings = settings
         self._plugin = plugin
         self._guard = guard
 
@@ -39,9 +36,9 @@ class GuardedRoute(BaseRoute):
         return self._route.matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = refusal(HTTPConnection(scope), self._settings) or self._disabled()
-        if answer is not None:
-            await answer(scope, receive, send)
+        disabled = self._disabled()
+        if disabled is not None:
+            await disabled(scope, receive, send)
             return
         try:
             await self._route.handle(scope, receive, send)
@@ -64,10 +61,7 @@ def plugin_routes(host: Host) -> Sequence[BaseRoute]:
     routes: list[GuardedRoute] = []
     for plugin, make in host.registry.routes.items():
         try:
-            guarded = [GuardedRoute(route, host.settings.server, plugin, host.guard) for route in make(host)]
+            routes += [GuardedRoute(route, plugin, host.guard) for route in make(host)]
         except BaseException:
             log.exception("plugin %s: its routes cannot be made", plugin)
-        else:
-            routes += guarded
-    routes.sort(key=lambda route: route.is_mount)  # a mount takes all that is below its path
-    return routes
+    return sorted(routes, key=lambda route: route.is_mount)  # a mount takes all that is below its path

@@ -7,39 +7,50 @@ import asyncio
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from .. import __version__
 from ..core.errors import LatentwireError, SettingsError
+from ..core.events import Closing
 from ..core.settings import ServerSettings, Settings, load_settings
-from .auth import is_loopback
-from .websocket import HostWebSocket
+from .access import is_loopback
+from .http import HostHttp
+from .logs import set_up
+from .sessions import Sessions
+from .websocket import HARD_LIMIT, HostWebSocket
 
 if TYPE_CHECKING:
     from ..core.host import Host
 
-HARD_LIMIT = 4 << 20  # bytes of a frame; the session refuses smaller ones more politely
+
+ENDING_S = 4.5  # for all that follows once the jobs have finished
+CLOSING_S = 1.5  # for the engine to come to its next step
+FLUSHING_S = 1.0  # for clients to take what they have been told
+
+log = logging.getLogger(__name__)
 
 
 def serve(file: Path | None, overrides: list[str]) -> int:
     """Serve until interrupted; the process's exit status: 2 for wrong settings, 1 for a device that keeps failing."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)-8s %(message)s", stream=sys.stderr)
-    for noisy in ("uvicorn.error", "uvicorn.asgi"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         settings = _with_token(load_settings(file, os.environ, overrides))
+        set_up(settings.server.log)
         listener = _listen(settings.server)
         host, app = _make(settings)
     except LatentwireError as error:
         print(f"latentwire: {error.message}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once all is done, and that is a good end
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a person ends it
         HostServer(app, host, listener).run(sockets=[listener])
     return 0 if host.engine.failed is None else 1
@@ -50,21 +61,25 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         port=0,
+        http=HostHttp,
         ws=HostWebSocket,
         ws_max_size=HARD_LIMIT,
         ws_ping_interval=None,  # see `watch`
         ws_per_message_deflate=False,  # pictures are compressed already
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=2,
+        proxy_headers=False,  # whoever sends them could claim any address
+        server_header=False,
         log_config=None,
         access_log=False,
     )
 
 
 class HostServer(uvicorn.Server):
-    """Says where it listens as soon as it does, and lets clients know why it goes."""
+    """Says where it listens as soon as it does, and lets clients know why it goes, and running jobs finish before."""
 
-    def __init__(self, app: ASGIApp, host: "Host", listener: socket.socket) -> None:
+    def __init__(self, app: Starlette, host: "Host", listener: socket.socket) -> None:
         super().__init__(server_config(app))
+        self._app = app
         self._host = host
         self._listener = listener
 
@@ -76,16 +91,48 @@ class HostServer(uvicorn.Server):
         print(f"latentwire {__version__}")
         print(f"  page    http://{name}:{port}/")
         print(f"  socket  ws://{name}:{port}/ws")
-        print(f"  token   {server.token or 'none needed on loopback'}", flush=True)
+        print(f"  token   {server.token or 'none needed'}", flush=True)
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end now: also when the device is beyond help, so that a supervisor starts the process anew."""
         return await super().on_tick(counter) or self._host.engine.failed is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await asyncio.to_thread(self._host.close)
-        await asyncio.sleep(0.1)  # each unfinished job's error is on its way out; then the sockets close
+        grace_s = self._host.settings.server.shutdown_grace_s
+        end_within(grace_s + ENDING_S)
+        self._host.drain()
+        sessions: Sessions = self._app.state.sessions
+        sessions.announce(Closing(grace_s))
+        await self._finished(grace_s)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.to_thread(self._host.close), CLOSING_S)
+        await sessions.flushed(FLUSHING_S)
         await super().shutdown(sockets)
+
+    async def _finished(self, grace_s: float) -> None:
+        """Until no job is under way, or the time is over, or the person at the terminal says so again."""
+        until = asyncio.get_running_loop().time() + grace_s
+        told = False
+        while jobs := sum(job.state != "paused" for job in self._host.jobs.all()):
+            if self.force_exit or asyncio.get_running_loop().time() >= until:
+                return
+            if not told:
+                log.info("waiting up to %g s for %d jobs to finish; Ctrl-C again ends them", grace_s, jobs)
+                told = True
+            await asyncio.sleep(0.02)
+
+
+def end_within(seconds: float) -> None:
+    """End this process by force after so long, whatever hangs: a plugin's thread, say, that Python would wait for."""
+
+    def end() -> None:
+        log.error("the host did not end within %g s, so it is ended by force", seconds)
+        logging.shutdown()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _listen(server: ServerSettings) -> socket.socket:
@@ -104,7 +151,7 @@ def _listen(server: ServerSettings) -> socket.socket:
         raise SettingsError(f"cannot listen on {server.host}:{server.port}: {reason}; see --host and --port") from error
 
 
-def _make(settings: Settings) -> "tuple[Host, ASGIApp]":
+def _make(settings: Settings) -> "tuple[Host, Starlette]":
     import transformers
 
     from ..core.host import Host
@@ -120,7 +167,7 @@ def _make(settings: Settings) -> "tuple[Host, ASGIApp]":
 
 def _with_token(settings: Settings) -> Settings:
     """Settings that ask for a token wherever another machine could connect."""
-    if settings.server.token or is_loopback(settings.server.host):
+    if settings.server.token or settings.server.anyone_may_connect or is_loopback(settings.server.host):
         return settings
     server = settings.server.model_copy(update={"token": secrets.token_urlsafe(24)})
     return settings.model_copy(update={"server": server})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ..core.caller import Caller
 from ..core.errors import (
     BadMessage,
     DuplicateId,
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 MAX_ID_LENGTH = 64
 MAX_COMMANDS = 256  # under way at once in one session
-ENDING_S = 5.0  # that a cancelled command may take
+ENDING_S = 1.0  # that a cancelled command may take
 MAX_AT_ONCE = 100  # messages sent before others have their turn
 
 
@@ -45,14 +46,14 @@ class Session:
     """A client's side of the host, from its first connection until it says goodbye or stays away.
 
     Attributes:
-        client: Its public id, and whose jobs are whose.
+        caller: Who commands here; its `client` is the session's public id.
         token: Who has it may take the session up again.
         socket: Its connection's; None while it is away.
         received: How many messages of its client it has taken.
     """
 
-    def __init__(self, host: Host, post: Post) -> None:
-        self.client = secrets.token_hex(8)
+    def __init__(self, host: Host, post: Post, caller: Caller) -> None:
+        self.caller = caller
         self.token = f"{self.client}.{secrets.token_urlsafe(24)}"
         self.outbox = Outbox()
         self.socket: HostWebSocket | None = None
@@ -60,6 +61,11 @@ class Session:
         self._host = host
         self._post = post
         self._commands: dict[MessageId, Command] = {}
+
+    @property
+    def client(self) -> str:
+        """Its public id."""
+        return self.caller.client
 
     def attach(self, websocket: HostWebSocket) -> None:
         """Go on over this connection; `pump` sends."""
@@ -83,6 +89,11 @@ class Session:
         """Whether nothing is under way."""
         return not self._commands
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that it was told has not gone out yet."""
+        return bool(self.outbox.waiting_size) or (self.socket is not None and not self.socket.writable.is_set())
+
     def pump(self) -> None:
         """Send what the client takes; the rest waits here, where a newer preview takes an older one's place."""
         for _ in range(MAX_AT_ONCE):
@@ -100,14 +111,18 @@ class Session:
             message = self._decode(frame)
             message_id = self._id_of(message)
         except MessageError as error:
+            self._host.counters.add("messages", "refused")
             self.fail(None, error)
             return None
         try:
             if len(self._commands) >= MAX_COMMANDS:
                 raise TooManyJobs(f"this client has {MAX_COMMANDS} unfinished commands, the limit; wait for one")
             codec.check(message)
-            return Request(message_id, *_command_of(message))
+            request = Request(message_id, *_command_of(message))
+            self._host.counters.add("messages", "taken")
+            return request
         except (MessageError, TooManyJobs) as error:
+            self._host.counters.add("messages", "refused")
             self.fail(message_id, error)
             return None
 
@@ -117,9 +132,13 @@ class Session:
         command.task = asyncio.create_task(self._run(command, request.params))
         self._commands[request.id] = command
 
+    def answer(self, message_id: MessageId, result: dict[str, Any]) -> None:
+        """Answer with a command's result."""
+        self.tell(Message(message_id, result_body(result)))
+
     def fail(self, message_id: MessageId | None, error: LatentwireError) -> None:
         """Answer with an error."""
-        self._tell(Message(message_id, error_body(error)))
+        self.tell(Message(message_id, error_body(error)))
 
     async def end(self) -> None:
         """Cancel what is under way, and let plugins forget the client."""
@@ -139,7 +158,7 @@ class Session:
     async def _run(self, command: "Command", params: dict[str, Any]) -> None:
         """One command from its start to its one result or error."""
         try:
-            result = await self._host.dispatch(command.name, params, self.client, partial(self._post.send, command))
+            result = await self._host.dispatch(command.name, params, self.caller, partial(self._post.send, command))
         except LatentwireError as error:  # `dispatch` raises nothing else
             self._post.deliver()  # what the command has told before
             if not command.over:
@@ -149,12 +168,13 @@ class Session:
         else:
             self._post.deliver()
             if not command.over:
-                self._tell(Message(command.id, result_body(result)))
+                self.answer(command.id, result)
         finally:
             command.over = True
             del self._commands[command.id]
 
-    def _tell(self, message: Message) -> None:
+    def tell(self, message: Message) -> None:
+        """Put a message into the outbox, and send what the client takes."""
         self.outbox.put(message)
         self.pump()
 

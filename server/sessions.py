@@ -10,20 +10,25 @@ from typing import Any
 
 from pydantic import Field
 
-from ..core.commands import CommandContext
-from ..core.errors import BadMessage, InvalidParams, UnknownSession
+from ..core.caller import Caller
+from ..core.commands import CommandContext, NoParams
+from ..core.errors import BadMessage, InvalidParams, Unauthorized, UnknownSession
+from ..core.events import Event
 from ..core.host import Host
 from ..core.registry import PluginRegistry
 from ..core.requests import Strict, Whole
+from .access import MAX_KEY, MIN_KEY, Access
+from .message import Message, event_body
 from .outbox import CONNECTED, Bound
 from .post import Post
 from .session import Session
+from .tickets import LIFE_S
 from .watch import Watch
 from .websocket import HostWebSocket
 
 log = logging.getLogger(__name__)
 
-RESUME = "session.resume"
+OPEN, RESUME, TICKET = "session.open", "session.resume", "session.ticket"
 MAX_AWAY = 1_000  # sessions
 MAX_AWAY_SIZE = 512 << 20  # bytes that all of them together keep
 MAX_WAITING_SIZE = 1 << 30  # bytes that wait to be sent in all sessions together
@@ -38,28 +43,48 @@ class ResumeParams(Strict):
     seq: Whole = Field(ge=1, description="of the last message that was received in that session")
 
 
+class OpenParams(Strict):
+    """Who comes."""
+
+    token: str | None = Field(None, max_length=1000, description="the host's, where it was not sent as a header")
+    key: str | None = Field(
+        None,
+        min_length=MIN_KEY,
+        max_length=MAX_KEY,
+        description="a secret of your own: jobs and results of all sessions that were opened with it are yours",
+    )
+
+
 class Sessions:
     """Opens sessions, keeps them while their clients are away, and ends them."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, access: Access) -> None:
         self._host = host
+        self._access = access
         self._grace_s = host.settings.server.resume_grace_s
         self._sessions: dict[str, Session] = {}
         self._away: dict[Session, float] = {}  # when each ends, on the loop's clock; the longest away first
         self._ending: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         commands = PluginRegistry("latentwire")
+        commands.add_command(OPEN, OpenParams, self._open)
         commands.add_command(RESUME, ResumeParams, self._resume)
+        commands.add_command(TICKET, NoParams, self._ticket)
         host.registry.merge(commands)
+        host.counters.gauges |= {
+            "sessions": ("Sessions, also those whose clients may come back.", lambda: len(self._sessions)),
+            "sessions_away": ("Sessions whose clients may come back.", lambda: len(self._away)),
+            "unsent_bytes": ("Messages that wait to be sent.", self._waiting_size),
+        }
 
     def begin(self) -> None:
         """On the event loop, before the first connection."""
         self._post = Post()
         self.watch = Watch(self.shed)
 
-    def open(self, websocket: HostWebSocket) -> Session:
+    def open(self, websocket: HostWebSocket, caller: Caller) -> Session:
         """A new session for a connection."""
-        session = Session(self._host, self._post)
+        session = Session(self._host, self._post, caller)
         self._sessions[session.client] = session
         session.attach(websocket)
         return session
@@ -87,13 +112,34 @@ class Sessions:
             self._timer.cancel()
         await asyncio.gather(*self._ending)
 
+    async def _open(self, context: CommandContext, params: OpenParams) -> dict[str, Any]:
+        """Show the host's token, and say whose jobs and results these are; only as the first command."""
+        session, _ = self._fresh(context, OPEN)
+        if params.token is None and self._access.asks_for_token and not session.outbox.seq:  # it was not greeted yet
+            raise Unauthorized(f"this host asks for its token: send it with {OPEN}")
+        session.caller = self._access.log_in(session.caller, params.token, params.key)
+        return {"session": session.client, "observer": session.caller.observer}
+
+    async def _ticket(self, context: CommandContext, params: NoParams) -> dict[str, Any]:
+        """Give a ticket for one HTTP request or one WebSocket, in your name: `?ticket=...` in its address."""
+        return {"ticket": self._access.tickets.issue(context.caller), "seconds": LIFE_S}
+
+    def _fresh(self, context: CommandContext, command: str) -> tuple[Session, HostWebSocket]:
+        """The session of a connection that has not commanded anything yet, and its socket.
+
+        Raises:
+            BadMessage: it has, or there is no connection.
+        """
+        session = self._sessions.get(context.client)
+        if session is None or session.socket is None:
+            raise BadMessage(f"{command} is for WebSockets")
+        if session.received:
+            raise BadMessage(f"{command} must be the first message of a connection; this one came after others")
+        return session, session.socket
+
     async def _resume(self, context: CommandContext, params: ResumeParams) -> dict[str, Any]:
         """Take up a session whose connection was lost; only as the first command of a connection."""
-        fresh = self._sessions.get(context.client)
-        if fresh is None or fresh.socket is None:
-            raise BadMessage(f"{RESUME} is for WebSockets")
-        if fresh.received:
-            raise BadMessage(f"{RESUME} must be the first message of a connection; this one came after others")
+        fresh, websocket = self._fresh(context, RESUME)
         session = self._find(params.token)
         if session is fresh:
             raise BadMessage("the token is that of this connection's own new session; send that of the one before")
@@ -101,7 +147,7 @@ class Sessions:
             message = f"the session has sent {session.outbox.seq} messages so far"
             detail = {"path": ["seq"], "message": message, "got": str(params.seq)[:80]}
             raise InvalidParams(f"{RESUME}: seq: {message}, got {detail['got']}", [detail])
-        websocket, old = fresh.socket, session.socket
+        old = session.socket
         fresh.detach()
         del self._sessions[fresh.client]
         if old is not None:
@@ -111,6 +157,25 @@ class Sessions:
         session.outbox.rewind(params.seq)
         session.attach(websocket)
         return {"session": session.client, "received": session.received}
+
+    def announce(self, event: Event) -> None:
+        """Tell every client something that is the answer to no command."""
+        body = event_body(event)
+        for session in self._sessions.values():
+            session.tell(Message(None, body))
+
+    async def flushed(self, patience_s: float) -> None:
+        """Until all that is told has been sent to those who are connected, or the time is over."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + patience_s
+        while clock() < until and self._is_anybody_behind():  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0.02)
+
+    def _waiting_size(self) -> int:
+        return sum(session.outbox.waiting_size for session in list(self._sessions.values()))
+
+    def _is_anybody_behind(self) -> bool:
+        return any(session.socket and session.is_behind for session in self._sessions.values())
 
     def shed(self) -> None:
         """Keep what all sessions have waiting within a bound: those with the most give up half of it; once a second."""

@@ -4,12 +4,18 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
-
-from .websocket import HostWebSocket
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
+
+
+class Watched(Protocol):
+    """A connection."""
+
+    def check(self, now: float) -> None:
+        """Look after it; `now` is the loop's time."""
 
 
 class Watch:
@@ -22,23 +28,23 @@ class Watch:
     def __init__(self, also: Callable[[], None]) -> None:
         self._also = also
         self._loop = asyncio.get_running_loop()
-        self._sockets: set[HostWebSocket] = set()
+        self._connections: set[Watched] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, websocket: HostWebSocket) -> None:
+    def add(self, connection: Watched) -> None:
         """Look after a connection."""
-        self._sockets.add(websocket)
+        self._connections.add(connection)
         if self._timer is None:
             self._timer = self._loop.call_later(PERIOD_S, self._check)
 
-    def discard(self, websocket: HostWebSocket) -> None:
+    def discard(self, connection: Watched) -> None:
         """It has ended."""
-        self._sockets.discard(websocket)
+        self._connections.discard(connection)
 
     def _check(self) -> None:
-        self._timer = self._loop.call_later(PERIOD_S, self._check) if self._sockets else None
+        self._timer = self._loop.call_later(PERIOD_S, self._check) if self._connections else None
         now = self._loop.time()
-        checks: list[Callable[[], None]] = [partial(websocket.check, now) for websocket in self._sockets]
+        checks: list[Callable[[], None]] = [partial(connection.check, now) for connection in self._connections]
         for check in [*checks, self._also]:
             try:
                 check()

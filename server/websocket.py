@@ -18,8 +18,11 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import State
 
+from ..core.counters import Counters
+
 log = logging.getLogger(__name__)
 
+HARD_LIMIT = 4 << 20  # bytes of a message; the session refuses smaller ones more politely
 STUCK_S = 14.0  # a client that takes not a byte for so long, while more waits for it, is given up within a second
 PING_INTERVAL_S = 20.0  # without a sign of life
 PING_TIMEOUT_S = 20.0
@@ -58,6 +61,10 @@ class HostWebSocket(WebSocketsSansIOProtocol):
         """Whether the client has said that it is done: by a close frame with code 1000, or with none."""
         return self.conn.close_rcvd is not None and self.conn.close_rcvd.code in (1000, 1005)
 
+    def limit_messages(self, size: int) -> None:
+        """Refuse what has more bytes, from the next message on."""
+        self.conn.max_message_size = size
+
     def write_message(self, parts: Sequence[bytes | memoryview]) -> None:
         """Send one binary message, whose parts follow one another."""
         length = sum(map(len, parts))
@@ -94,11 +101,13 @@ class HostWebSocket(WebSocketsSansIOProtocol):
             self._taken_at = now
         if not self.writable.is_set() and now - self._taken_at >= STUCK_S:
             log.warning("a client took nothing for %g s; its connection is dropped", STUCK_S)
+            self._count_drop("stuck")
             self.transport.abort()
         elif self.pending_ping_payload is not None:
             if moved and taken < self._ping_end:
                 self._ping_at = now  # it cannot have come to the ping yet
             elif now - self._ping_at >= PING_TIMEOUT_S:
+                self._count_drop("silent")
                 self.conn.fail(NO_ANSWER, "keepalive ping timeout")
                 self._write(b"".join(self.conn.data_to_send()))
                 self.transport.abort()
@@ -107,6 +116,10 @@ class HostWebSocket(WebSocketsSansIOProtocol):
             self.conn.send_ping(self.pending_ping_payload)
             self._write(b"".join(self.conn.data_to_send()))
             self._ping_at, self._ping_end = now, self._written
+
+    def _count_drop(self, reason: str) -> None:
+        counters: Counters = self.app_state["counters"]
+        counters.add("dropped_connections", reason)
 
     def _write(self, data: bytes) -> None:
         if not self.transport.is_closing():
@@ -140,6 +153,7 @@ class HostWebSocket(WebSocketsSansIOProtocol):
         super().handle_cont(event)
         if len(self.frames) > MAX_FRAGMENTS:
             self.frames = []
+            self._count_drop("fragments")
             self.conn.send_close(TOO_BIG, f"the message has more than {MAX_FRAGMENTS} fragments")
             self.handle_parser_exception()
 

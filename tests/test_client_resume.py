@@ -217,3 +217,27 @@ async def test_a_job_that_is_left_while_the_line_is_down_is_cancelled_later(serv
         await no_jobs_left(served)
         with pytest.raises(RemoteError, match="unknown_command"):
             await host.call("nonsense")
+
+
+@in_loop
+async def test_a_job_whose_task_is_cancelled_while_the_line_is_down_ends_at_once_and_later_at_the_host(
+    served: Served,
+) -> None:
+    async def draw(host: Any) -> None:
+        async for _ in host.generate("x", **LONG):
+            pass
+
+    async with relay(served.url) as line, connect(line.url) as host:
+        drawing = asyncio.create_task(draw(host))
+        await asyncio.to_thread(wait_for, lambda: bool(served.host.jobs.all()), "the job")
+        line.down = True
+        line.cut()
+        await asyncio.sleep(0.2)
+        drawing.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(asyncio.CancelledError):
+                await drawing
+        assert served.host.jobs.all()
+        line.down = False
+        await no_jobs_left(served)
+        assert (await host.call("ping"))["time"]

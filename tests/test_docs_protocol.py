@@ -19,13 +19,13 @@ from websockets.typing import Subprotocol
 import latentwire
 from latentwire import Host
 from latentwire.client import Accepted
-from latentwire.core import commands
+from latentwire.core import commands, uploads
 from latentwire.core.describe import error_codes
 from latentwire.core.events import EVENTS, to_plain
 from latentwire.core.requests import GenerateRequest, Mode
 from latentwire.core.schedulers import DIFFUSERS
 from latentwire.core.settings import Settings
-from latentwire.server import codec, outbox, serve, session, sessions, websocket
+from latentwire.server import codec, connection, outbox, session, sessions, websocket
 from latentwire.server.app import create_app
 from latentwire.server.message import Body, Message
 
@@ -41,8 +41,8 @@ JOB_EVENTS = [message for message in MESSAGES if message.get("event") in EVENTS]
 
 
 # commands that need more than to be sent: see the tests below
-APART = ("generate", "cancel", "pipeline.subscribe", "unsubscribe", "images.put", "session.resume", "jobs.watch",
-         "jobs.pause", "jobs.resume", "jobs.update")  # fmt: skip
+APART = ("generate", "cancel", "pipeline.subscribe", "unsubscribe", "images.put", "uploads.begin", "uploads.append",
+         "session.open", "session.resume", "jobs.watch", "jobs.pause", "jobs.resume", "jobs.update")  # fmt: skip
 
 
 def talk(url: str, *messages: dict[str, Any]) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ def with_token() -> Iterator[Served]:
 
 
 def test_every_example_is_a_message_of_a_known_kind() -> None:
-    answers = {"hello", "result", "error", "gap", *EVENTS}
+    answers = {"hello", "login", "result", "error", "gap", *EVENTS}
     assert [message for message in MESSAGES if "command" not in message and message["event"] not in answers] == []
 
 
@@ -169,7 +169,7 @@ def test_the_limits_documented_are_those_of_the_program() -> None:
     limits, server = Settings().limits, Settings().server
     for wanted in (
         f"`server.max_message_bytes`, {server.max_message_bytes >> 20} MiB",
-        f"beyond {serve.HARD_LIMIT >> 20} MiB",
+        f"beyond {websocket.HARD_LIMIT >> 20} MiB",
         f"{codec.MAX_DEPTH} maps and lists",
         f"{codec.MAX_ENTRIES:,}",
         f"`limits.jobs_per_client`, {limits.jobs_per_client} ",
@@ -177,6 +177,13 @@ def test_the_limits_documented_are_those_of_the_program() -> None:
         f"`limits.pixels`, {math.isqrt(limits.pixels)} x {math.isqrt(limits.pixels)}",
         f"`limits.input_pixels`, {math.isqrt(limits.input_pixels)} x {math.isqrt(limits.input_pixels)}",
         f"`limits.images_mib`, {limits.images_mib} MiB",
+        f"`limits.upload_mib`, {limits.upload_mib} MiB; {uploads.MOST} files",
+        f"all sessions | {uploads.TOGETHER} times as much",
+        f"`limits.connections`, {limits.connections}; ",
+        f"`limits.connections_per_address`, {limits.connections_per_address} ",
+        f"fragments of a message | {websocket.MAX_FRAGMENTS:,} ",
+        f"to a session | {connection.MOST_WAITING >> 20} MiB",
+        f"sessions together | {sessions.MAX_WAITING_SIZE >> 30} GiB",
         *(f"{bound.messages:,} messages, or {bound.size >> 20} MiB" for bound in (outbox.CONNECTED, outbox.AWAY)),
         f"{outbox.SENT.messages:,} messages, or {outbox.SENT.size >> 20} MiB",
         f"more waits | {websocket.STUCK_S:g} seconds",
@@ -185,7 +192,7 @@ def test_the_limits_documented_are_those_of_the_program() -> None:
         f"subscriptions included | {session.MAX_COMMANDS} |",
     ):
         assert wanted in text
-    for code in (websocket.NO_ANSWER, sessions.RESUMED_ELSEWHERE):
+    for code in (websocket.NO_ANSWER, websocket.TOO_BIG, sessions.RESUMED_ELSEWHERE, connection.UNAUTHORIZED):
         assert f"\n| {code} | " in section(PAGES["protocol"], "How a connection ends")
     assert f"in up to {commands.MAX_DETAILS} places" in PAGES["protocol"]
     assert f"1 to {session.MAX_ID_LENGTH} letters" in PAGES["protocol"]
@@ -194,7 +201,6 @@ def test_the_limits_documented_are_those_of_the_program() -> None:
 @pytest.mark.parametrize(
     ("headers", "subprotocol", "status"),
     [
-        ({}, None, 401),
         ({"Authorization": "Bearer wrong"}, None, 401),
         ({"Authorization": f"Bearer {TOKEN}", "Origin": "http://elsewhere.example"}, None, 403),
         ({"Authorization": f"Bearer {TOKEN}"}, "other", 400),
@@ -240,7 +246,7 @@ def test_real_messages_look_as_documented(served: Served) -> None:
             assert example.keys() == message.keys()
     assert {message["id"] for message in got if message["event"] == "result"} == {3, *(other["id"] for other in others)}
     assert {message["event"] for message in got} >= EVENTS.keys() - {
-        "loading", "queued", "subscribed", "state", "paused", "resumed", "changed", "job_state"
+        "closing", "loading", "queued", "subscribed", "state", "paused", "resumed", "changed", "job_state"
     }  # fmt: skip
 
 
@@ -280,6 +286,8 @@ def test_a_real_resumption_looks_as_documented(served: Served) -> None:
 
     with open_socket() as lost:
         hello = codec.decode_trusted(lost.recv())
+        lost.send(codec.encode({"id": 1, "command": "ping"}))
+        lost.recv()
         lost.close(1001)
     with open_socket() as back:
         back.recv()
@@ -290,6 +298,39 @@ def test_a_real_resumption_looks_as_documented(served: Served) -> None:
     )
     assert_same_shape(documented, got, "session.resume")
     assert (got["seq"], documented["seq"]) == (1, example["params"]["seq"])
+
+
+def test_a_real_login_looks_as_documented(with_token: Served) -> None:
+    (example,) = (message for message in COMMANDS if message["command"] == "session.open")
+    (documented,) = (message for message in MESSAGES if message.get("event") == "login")
+    with connect(with_token.url, subprotocols=[Subprotocol(codec.SUBPROTOCOL)], max_size=None) as websocket:
+        assert codec.decode_trusted(websocket.recv(decode=False)) == documented
+        websocket.send(codec.encode(example | {"params": example["params"] | {"token": TOKEN}}))
+        hello, opened = (
+            codec.decode_trusted(websocket.recv(decode=False)),
+            codec.decode_trusted(websocket.recv(decode=False)),
+        )
+    assert_same_shape(MESSAGES[0], hello, "hello")
+    assert_same_shape(RESULTS[example["id"]], opened["result"], "session.open")
+    assert opened["seq"] == 2
+
+
+def test_a_real_upload_in_parts_looks_as_documented(served: Served) -> None:
+    begin, append = (
+        next(message for message in COMMANDS if message["command"] == f"uploads.{verb}") for verb in ("begin", "append")
+    )
+    _, begun = talk(served.url, begin)
+    assert_same_shape(RESULTS[begin["id"]], begun["result"], "uploads.begin")
+    with connect(served.url, subprotocols=[Subprotocol(codec.SUBPROTOCOL)], max_size=None) as websocket:
+
+        def ask(message: dict[str, Any]) -> Any:
+            websocket.send(codec.encode(message))
+            return codec.decode_trusted(websocket.recv(decode=False))["result"]
+
+        websocket.recv()
+        upload = ask(begin)["upload"]
+        received = ask(append | {"params": {"upload": upload, "data": bytes(begin["params"]["size"])}})
+    assert received == RESULTS[append["id"]]
 
 
 def test_a_real_gap_looks_as_documented() -> None:

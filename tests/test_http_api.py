@@ -308,8 +308,8 @@ def test_every_error_code_has_its_status() -> None:
         "duplicate_id",
         "unknown_subscription",
         "unknown_session",
-        "superseded",
-    }  # no slots
+        "superseded",  # no slots
+    }
     assert of_core - cannot_happen == set(errors.STATUS)
 
 

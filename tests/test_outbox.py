@@ -9,9 +9,10 @@ from typing import Any
 import msgpack
 import pytest
 
+from latentwire.core.errors import LatentwireError
 from latentwire.core.events import Event, Picture, Preview, Step
 from latentwire.server import outbox as outbox_module
-from latentwire.server.message import Body, Message
+from latentwire.server.message import Body, Message, error_body, result_body
 from latentwire.server.outbox import Bound, Outbox
 from latentwire.server.post import Post
 from latentwire.server.session import Command
@@ -136,10 +137,10 @@ def test_whole_ends_are_given_up_only_when_nothing_else_is_left() -> None:
 
 def test_too_many_bytes_cost_the_oldest_pictures_and_nothing_else() -> None:
     outbox = Outbox()
-    outbox.bound = Bound(100, 100)
+    outbox.bound = Bound(100, 10_000)
     for number in range(4):
         outbox.put(message(f"step {number}"))
-        outbox.put(message(f"image {number}", size=40))
+        outbox.put(message(f"image {number}", size=4_000))
     assert told(outbox) == ["step 0", (2, 2), "step 1", (4, 4), "step 2", "image 2", "step 3", "image 3"]
 
 
@@ -238,11 +239,25 @@ def test_whatever_happens_each_life_cycle_message_comes_once_or_is_in_one_gap() 
         assert list(times) == sorted(times)
 
 
-def test_what_msgpack_cannot_hold_becomes_an_error_in_its_place() -> None:
+def test_texts_count_like_pictures() -> None:
     outbox = Outbox()
-    outbox.put(Message(7, Body({"event": "result", "result": object()})))
+    outbox.bound = Bound(1_000, 100_000)
+    for number in range(100):
+        outbox.put(Message(number, Body({"event": "result", "result": {"text": "x" * 10_000}})))
+    assert outbox.waiting_size <= 100_000
+    assert told(outbox)[0] == (1, 92)
+
+
+@pytest.mark.parametrize("value", [object(), "\ud800", 2**70, {"deep": [object()]}])
+def test_what_msgpack_cannot_hold_becomes_an_error_in_its_place(value: Any) -> None:
+    outbox = Outbox()
+    outbox.put(Message(7, result_body({"value": value})))
     [plain] = all_of(outbox)
     assert (plain["id"], plain["event"], plain["code"], plain["seq"]) == (7, "error", "internal_error", 1)
+    error = LatentwireError(f"{value}"[:20], [{"path": ["value"], "message": "odd", "got": value}])
+    outbox.put(Message(8, error_body(error)))
+    [plain] = all_of(outbox)
+    assert (plain["id"], plain["event"], plain["code"], plain["seq"]) == (8, "error", "internal_error", 2)
 
 
 class Told:

@@ -21,14 +21,15 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from latentwire import Host, LatentwireError, Picture, PluginError, connect_sync, encode
+from latentwire import Caller, Host, LatentwireError, Picture, PluginError, RemoteError, connect_sync, encode
+from latentwire.client import SyncConnection
 from latentwire.core.events import Event, Image
 from latentwire.core.image_store import image_id
 from latentwire.plugins.results.files import Files, new_id
 from latentwire.plugins.results.index import NAME, Index, Result
 from latentwire.plugins.results.schema import VERSION
 from latentwire.plugins.results.settings import Settings
-from latentwire.plugins.results.store import SWEEP_AGE_S, Store
+from latentwire.plugins.results.store import MOST_STRAYS, SWEEP_AGE_S, Store
 
 from .conftest import running_host, serving, wait_for
 from .pages import PLUGIN_PAGES, blocks
@@ -109,6 +110,18 @@ def pngs(folder: Path) -> set[str]:
     return {file.stem for file in folder.rglob("*.png")}
 
 
+ME = Caller("test", "test")
+KEY, OBSERVER = "a key of sixteen letters", "an observer's token"
+
+
+def kept_by(client: SyncConnection) -> str:
+    """The result of a picture that a client makes."""
+    *_, image, _ = client.generate(**SMALL)
+    assert isinstance(image, Image)
+    assert image.result is not None
+    return image.result
+
+
 def noise(side: int = 64) -> Picture:
     """A picture that takes about 3 * side * side bytes."""
     pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
@@ -120,7 +133,7 @@ def store_of(folder: Path, **bounds: Any) -> Store:
 
 
 def keep(store: Store, picture: Picture | None = None) -> str:
-    result = store.keep(picture or noise(), MADE, "job", 0)
+    result = store.keep(picture or noise(), MADE, "job", 0, "test")
     assert result is not None
     return result
 
@@ -419,7 +432,7 @@ def test_beyond_a_size_the_oldest_go_but_the_newest_stays(tmp_path: Path) -> Non
     made = [keep(store, picture) for _ in range(4)]
     assert pngs(tmp_path) == set(made[2:])
     large = keep(store, noise(600))
-    assert [result.id for result in store.newest(50, None, [], None)[0]] == [large]
+    assert [result.id for result in store.newest(ME, 50, None, [], None)[0]] == [large]
     assert pngs(tmp_path) == {large}
 
 
@@ -433,7 +446,7 @@ def test_beyond_an_age_results_go_on_list_on_start_and_with_the_next_picture(tmp
     first, second = keep(store), keep(store)
     age(first, 2.1)
     age(second, 1.9)
-    assert [result.id for result in store.newest(50, None, [], None)[0]] == [second]
+    assert [result.id for result in store.newest(ME, 50, None, [], None)[0]] == [second]
     assert pngs(tmp_path) == {second}
     age(second, 1)
     third = keep(store)
@@ -504,11 +517,11 @@ def test_a_locked_index_costs_no_picture_and_leaves_no_stray_file(tmp_path: Path
     first = keep(store)
     with closing(sqlite3.connect(tmp_path / NAME, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        assert store.keep(noise(), MADE, "job", 0) is None
+        assert store.keep(noise(), MADE, "job", 0, "test") is None
         begin = time.monotonic()
-        assert [store.keep(noise(), MADE, "job", 0) for _ in range(10)] == [None] * 10
+        assert [store.keep(noise(), MADE, "job", 0, "test") for _ in range(10)] == [None] * 10
         assert time.monotonic() - begin < 5  # only the first one was patient
-        assert store.newest(50, None, [], None)[0][0].id == first  # reading goes on
+        assert store.newest(ME, 50, None, [], None)[0][0].id == first  # reading goes on
         assert pngs(tmp_path) == {first}
         other.execute("ROLLBACK")
     second = keep(store)
@@ -532,11 +545,11 @@ def test_a_full_disk_costs_no_picture_and_leaves_nothing_behind(tmp_path: Path, 
     made = {keep(store) for _ in range(5)}
     assert 5_000 < len(noise().data) < 20_000 < (tmp_path / f"{NAME}-wal").stat().st_size
     with files_of_at_most(size):
-        assert [store.keep(noise(), MADE, "job", 0) for _ in range(3)] == [None] * 3
+        assert [store.keep(noise(), MADE, "job", 0, "test") for _ in range(3)] == [None] * 3
     assert pngs(tmp_path) == made
     assert not list(tmp_path.rglob("*.part"))
     made.add(keep(store))
-    assert {result.id for result in store.newest(50, None, [], None)[0]} == made == pngs(tmp_path)
+    assert {result.id for result in store.newest(ME, 50, None, [], None)[0]} == made == pngs(tmp_path)
 
 
 def test_a_folder_that_cannot_be_used_at_the_start_is_tried_again(
@@ -603,7 +616,7 @@ def test_pictures_whose_index_was_lost_are_not_taken_for_strays(tmp_path: Path) 
         file.unlink()
     store = store_of(tmp_path)
     store.tidy()
-    assert store.newest(50, None, [], None) == ([], None)
+    assert store.newest(ME, 50, None, [], None) == ([], None)
     assert pngs(tmp_path) == {result}
 
 
@@ -612,7 +625,7 @@ def test_a_row_is_never_added_for_a_file_that_a_sweep_took(tmp_path: Path) -> No
     index, files, result = Index(tmp_path), Files(tmp_path), new_id()
     files.write(result, b"picture")
     files.remove(result)
-    row = Result(result, time.time(), "job", 0, "", "", "emoji", 1, 64, 64, 7, {})
+    row = Result(result, time.time(), "job", 0, "", "", "emoji", 1, 64, 64, 7, {}, "me")
     with pytest.raises(FileNotFoundError):
         index.add(row, Settings(), files.path(result).exists)
     assert index.get(result) is None
@@ -626,13 +639,33 @@ def test_two_hosts_share_a_folder(tmp_path: Path) -> None:
         assert refused(one, "results.get", id=first[0]).code == "unknown_image"
 
 
+def test_where_many_files_have_no_row_the_index_is_an_older_one_and_they_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, restored = tmp_path / "whole", tmp_path / "restored"
+    store = store_of(whole)
+    restored.mkdir()
+    with closing(sqlite3.connect(whole / NAME)) as connection:
+        connection.execute("VACUUM INTO ?", [str(restored / NAME)])
+    made = [keep(store, noise(8)) for _ in range(MOST_STRAYS + 1)]
+    shutil.copytree(whole, restored, dirs_exist_ok=True, ignore=lambda *_: [NAME, f"{NAME}-wal", f"{NAME}-shm"])
+    old = time.time() - SWEEP_AGE_S - 60
+    with closing(sqlite3.connect(restored / NAME, isolation_level=None)) as connection:
+        connection.execute("UPDATE begun SET time = time - ?", [SWEEP_AGE_S + 120])
+    for result in made:
+        os.utime(Files(restored).path(result), (old, old))
+    store_of(restored).tidy()
+    assert pngs(restored) == set(made)
+    assert "17 files" in caplog.text
+
+
 def test_many_pictures_at_once_are_all_kept(tmp_path: Path) -> None:
     with keeping(tmp_path) as host:
 
         async def all_of_them() -> list[Event]:
             events: list[Event] = []
             requests = [SMALL | {"num_inference_steps": 1, "num_images": 8, "seed": 8 * job} for job in range(4)]
-            await asyncio.gather(*(host.dispatch("generate", request, "a", events.append) for request in requests))
+            await asyncio.gather(*(host.dispatch("generate", request, "test", events.append) for request in requests))
             return events
 
         made = {image.result for image in images(asyncio.run(all_of_them()))}
@@ -653,25 +686,65 @@ def fetch(url: str, **headers: str) -> tuple[int, bytes, Any]:
 
 
 def test_the_route_gives_the_file_to_keep_for_good(tmp_path: Path) -> None:
-    with serving(plugins=[plugin(tmp_path)]) as served:
+    with serving(plugins=[plugin(tmp_path)], server={"observer_token": OBSERVER}) as served:
         image = draw(served.host)
-        status, data, headers = fetch(f"{served.http}/results/{image.result}.png")
+        status, data, headers = fetch(f"{served.http}/results/{image.result}.png", Authorization=f"Bearer {OBSERVER}")
         assert (status, data, headers["Content-Type"]) == (200, data_of(image), "image/png")
         assert headers["Cache-Control"] == "private, max-age=31536000, immutable"
         for wrong in (NOBODY, "A" * 32, "%00", "..%5c..", "..%2f..%2fetc%2fpasswd"):
             status, data, headers = fetch(f"{served.http}/results/{wrong}.png")
             assert (status, headers["Cache-Control"]) == (404, None)
-            assert b"there is no result" in data or "%2f" in wrong  # which is another path
+            assert b"you have no result" in data or "%2f" in wrong  # which is another path
         ask(served.host, "results.delete", ids=[image.result])
-        assert fetch(f"{served.http}/results/{image.result}.png")[0] == 404
+        assert fetch(f"{served.http}/results/{image.result}.png", Authorization=f"Bearer {OBSERVER}")[0] == 404
 
 
-def test_the_route_is_for_those_who_may_use_the_host(tmp_path: Path) -> None:
-    with serving(plugins=[plugin(tmp_path)], server={"token": "sixteen letters!"}) as served:
-        url = f"{served.http}/results/{kept(served.host)}.png"
+def test_the_route_is_for_the_owner_and_observers_alone(tmp_path: Path) -> None:
+    token = "sixteen letters!"
+    with serving(plugins=[plugin(tmp_path)], server={"token": token, "observer_token": OBSERVER}) as served:
+        with connect_sync(served.url, token=token, key=KEY) as client:
+            url = f"{served.http}/results/{kept_by(client)}.png"
+            ticket = client.call("session.ticket")["ticket"]
         assert fetch(url)[0] == 401
-        assert fetch(url, Authorization="Bearer sixteen letters!")[0] == 200
-        assert fetch(url, Authorization="Bearer sixteen letters!", Origin="http://elsewhere.example")[0] == 403
+        assert fetch(url, Authorization=f"Bearer {token}")[0] == 404
+        assert fetch(url, Authorization=f"Bearer {token}", **{"Latentwire-Key": f"{KEY}!"})[0] == 404
+        assert fetch(url, Authorization=f"Bearer {token}", **{"Latentwire-Key": KEY})[0] == 200
+        assert fetch(url, Authorization=f"Bearer {OBSERVER}")[0] == 200
+        assert fetch(url, Authorization=f"Bearer {OBSERVER}", Origin="http://elsewhere.example")[0] == 403
+        assert fetch(f"{url}?ticket={ticket}")[0] == 200
+        assert fetch(f"{url}?ticket={ticket}")[0] == 401  # it has been used
+
+
+def test_clients_see_only_their_own_unless_they_are_observers(tmp_path: Path) -> None:
+    with serving(plugins=[plugin(tmp_path)], server={"observer_token": OBSERVER}) as served:
+        with connect_sync(served.url, key=KEY) as mine:
+            result = kept_by(mine)
+        with connect_sync(served.url) as other:
+            assert other.call("results.list")["results"] == []
+            for command in ("results.get", "results.reproduce"):
+                with pytest.raises(RemoteError, match="you have no result"):
+                    other.call(command, id=result)
+            assert other.call("results.delete", ids=[result])["deleted"] == []
+        with connect_sync(served.url, token=OBSERVER) as observer:
+            assert ids(observer.call("results.list")) == [result]
+            assert observer.call("results.get", id=result)["id"] == result
+            assert observer.call("results.delete", ids=[result])["deleted"] == []
+        with connect_sync(served.url, key=KEY) as again:
+            assert ids(again.call("results.list")) == [result]
+            assert again.call("results.delete", ids=[result])["deleted"] == [result]
+
+
+def test_an_index_from_before_there_were_owners_is_taken_over(tmp_path: Path) -> None:
+    result = keep(store_of(tmp_path))
+    with closing(sqlite3.connect(tmp_path / NAME, isolation_level=None)) as connection:
+        connection.executescript(
+            "DROP INDEX results_owner; ALTER TABLE results DROP COLUMN owner; PRAGMA user_version = 1;"
+        )
+    store = store_of(tmp_path)
+    assert store.newest(ME, 50, None, [], None)[0] == []
+    observer = Caller("", "", observer=True)
+    assert [row.id for row in store.newest(observer, 50, None, [], None)[0]] == [result]
+    assert len(store.read(result, observer)) > 0
 
 
 # The page.

@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed
 
 from latentwire.core.events import EVENTS
 from latentwire.server import outbox as outbox_module
+from latentwire.server import session as session_module
 from latentwire.server import sessions as sessions_module
 from latentwire.server.outbox import Bound
 
@@ -432,3 +433,53 @@ async def test_commands_may_follow_the_resume_without_waiting_for_its_answer(ser
         [job] = (await back.until("result", "j"))["result"]["jobs"]
         assert job["prompt"] == "red apple"
     await no_jobs_left(served)
+
+
+@in_loop
+async def test_resuming_over_a_connection_that_lives_loses_nothing(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "AWAY", Bound(5, 1000))
+    async with wire(served.url) as client:
+        client.socket.transport.pause_reading()
+        stream = {"previews": {"format": "png", "size": 512}}
+        await client.send(1, "generate", **SMALL | {"num_inference_steps": 40, "stream": stream})
+        await asyncio.to_thread(wait_for, lambda: bool(served.host.jobs.all()), "its job")
+        await no_jobs_left(served)
+        async with resumed(served.url, client.hello["resume"], 1) as (back, answer):
+            assert answer["event"] == "result"
+            messages = await back.all_of(1)
+    assert [message["step"] for message in messages if message["event"] == "step"] == list(range(1, 41))
+
+
+@in_loop
+async def test_connections_that_never_command_push_nobodys_session_out(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions_module, "MAX_AWAY", 3)
+    async with cut(served.url) as client:
+        await client.send(1, "generate", **LONG)
+        await client.until("started")
+    for number in range(10):
+        async with cut(served.url) as other:
+            if number % 2:
+                await other.ask("ping")
+    async with resumed(served.url, client.hello["resume"], 2) as (back, answer):
+        assert answer["event"] == "result"
+        await back.until("step", 1)
+
+
+@in_loop
+async def test_all_sessions_together_keep_no_more_unsent_than_the_bound(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions_module, "MAX_WAITING_SIZE", 100_000)
+    async with wire(served.url) as client:
+        client.socket.transport.pause_reading()
+        for number in range(300):
+            await client.send(number, "describe")
+        await asyncio.sleep(2.5)
+        client.socket.transport.resume_reading()
+        while (message := await client.receive())["event"] != "gap":
+            pass
+        assert message["to_seq"] > message["from_seq"]

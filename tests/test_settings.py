@@ -116,8 +116,8 @@ def test_the_clients_own_variables_do_not_stop_a_host() -> None:
         ("[engine]\nmax_rows = 1", "unknown key 'engine.max_rows', did you mean 'max_batch_rows'?"),
         ('[models.sd]\npath = "x"\ndtyp = "auto"', "unknown key 'models.sd.dtyp', did you mean 'dtype'?"),
         ('plugins = [{name = "a"}, {name = "b", enable = false}]', "'plugins.1.enable', did you mean 'enabled'?"),
-        ("[limits]\nxyzzy = 1", "unknown key 'limits.xyzzy', known keys: images_mib, input_pixels, jobs, "
-         "jobs_per_client, pixels"),
+        ("[limits]\nxyzzy = 1", "unknown key 'limits.xyzzy', known keys: connections, connections_per_address, "
+         "images_mib, input_pixels, jobs, jobs_per_client, pixels, upload_mib"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_names_the_nearest_right_one(write: Any, text: str, hint: str) -> None:

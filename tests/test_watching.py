@@ -22,6 +22,9 @@ from .wire import LONG, SMALL, Wire, in_loop, wire
 REQUEST: dict[str, Any] = {"prompt": "red apple", "num_inference_steps": 12, "seed": 5, "mode": "exact"}
 
 
+KEY = "whose jobs these all are"
+
+
 async def start(client: Wire, message_id: int, **params: Any) -> str:
     """Send a request; its job's id once its first step is done."""
     await client.send(message_id, "generate", **params)
@@ -31,7 +34,7 @@ async def start(client: Wire, message_id: int, **params: Any) -> str:
 
 @in_loop
 async def test_a_late_watcher_gets_the_present_state_then_what_comes_then_the_same_end(served: Served) -> None:
-    async with wire(served.url) as owner, wire(served.url) as other:
+    async with wire(served.url, KEY) as owner, wire(served.url, KEY) as other:
         job = await start(owner, 1, **SMALL | {"num_inference_steps": 40, "num_images": 2, "seed": [3, 4]})
         await other.send(1, "jobs.watch", job=job)
         messages = await other.all_of(1)
@@ -53,13 +56,13 @@ async def test_a_late_watcher_gets_the_present_state_then_what_comes_then_the_sa
 
 @in_loop
 async def test_a_watcher_of_an_ended_job_gets_its_pictures_and_its_end(served: Served) -> None:
-    async with wire(served.url) as owner:
+    async with wire(served.url, KEY) as owner:
         await owner.send(1, "generate", **SMALL)
         own = await owner.all_of(1)
         await owner.send(2, "generate", **LONG)
         cancelled = (await owner.until("accepted", 2))["job"]
         await owner.ask("cancel", job=cancelled)
-    async with wire(served.url) as other:
+    async with wire(served.url, KEY) as other:
         await other.send(1, "jobs.watch", job=own[0]["job"])
         messages = await other.all_of(1)
         await other.send(2, "jobs.watch", job=cancelled)
@@ -73,7 +76,7 @@ async def test_a_watcher_of_an_ended_job_gets_its_pictures_and_its_end(served: S
 
 @in_loop
 async def test_watchers_choose_what_they_get_and_the_owner_is_not_disturbed(served: Served) -> None:
-    async with wire(served.url) as owner, wire(served.url) as first, wire(served.url) as second:
+    async with wire(served.url, KEY) as owner, wire(served.url, KEY) as first, wire(served.url, KEY) as second:
         job = await start(owner, 1, **SMALL | {"num_inference_steps": 40})
         await first.send(1, "jobs.watch", job=job, stream={"steps": False, "previews": {"format": "png", "size": 32}})
         await second.send(1, "jobs.watch", job=job, stream={"latents": {"every": 10}, "previews": {}})
@@ -88,9 +91,9 @@ async def test_watchers_choose_what_they_get_and_the_owner_is_not_disturbed(serv
 
 @in_loop
 async def test_a_watcher_that_leaves_leaves_the_job_alone(served: Served) -> None:
-    async with wire(served.url) as owner:
+    async with wire(served.url, KEY) as owner:
         job = await start(owner, 1, **SMALL | {"num_inference_steps": 60})
-        async with wire(served.url) as gone, wire(served.url) as other:
+        async with wire(served.url, KEY) as gone, wire(served.url, KEY) as other:
             await gone.send(1, "jobs.watch", job=job)
             await gone.until("job_state", 1)
             await other.send(1, "jobs.watch", job=job)
@@ -104,16 +107,16 @@ async def test_a_watcher_that_leaves_leaves_the_job_alone(served: Served) -> Non
 
 @in_loop
 async def test_only_its_own_client_may_pause_resume_change_or_cancel_a_job(served: Served) -> None:
-    async with wire(served.url) as owner, wire(served.url) as other:
+    async with wire(served.url, KEY) as owner, wire(served.url) as other:
         job = await start(owner, 1, **LONG)
-        for command in ("jobs.pause", "jobs.resume", "jobs.update", "cancel"):
+        for command in ("jobs.watch", "jobs.pause", "jobs.resume", "jobs.update", "cancel"):
             assert (await other.error(command, command, job=job))["code"] == "unknown_job"
         await owner.ask("cancel", job=job)
 
 
 @in_loop
 async def test_a_paused_job_takes_no_step_others_run_on_and_its_picture_is_the_same(served: Served) -> None:
-    async with wire(served.url) as client:
+    async with wire(served.url, KEY) as client:
         await client.send(1, "generate", **REQUEST)
         plain = await client.all_of(1)
         job = await start(client, 2, **REQUEST)
@@ -135,7 +138,7 @@ async def test_a_paused_job_takes_no_step_others_run_on_and_its_picture_is_the_s
 
 @in_loop
 async def test_a_paused_job_can_be_cancelled_while_nothing_else_runs(served: Served) -> None:
-    async with wire(served.url) as client:
+    async with wire(served.url, KEY) as client:
         job = await start(client, 1, **LONG)
         await client.ask("jobs.pause", job=job)
         await client.ask("cancel", job=job)
@@ -151,7 +154,7 @@ def pixels(messages: list[dict[str, Any]]) -> PILImage.Image:
 
 @in_loop
 async def test_guidance_changed_while_running_shows_and_the_picture_says_so(served: Served) -> None:
-    async with wire(served.url) as client:
+    async with wire(served.url, KEY) as client:
         made = []
         for number, guidance in enumerate((2.0, 8.0)):
             await client.send(number, "generate", **REQUEST | {"guidance_scale": guidance})
@@ -184,7 +187,7 @@ def test_what_cannot_be_changed_is_refused_and_the_job_goes_on(
     served: Served, request_fields: dict[str, Any], update: dict[str, Any], path: list[Any]
 ) -> None:
     async def refused() -> tuple[dict[str, Any], dict[str, Any]]:
-        async with wire(served.url) as client:
+        async with wire(served.url, KEY) as client:
             job = await start(client, 1, **REQUEST | {"num_inference_steps": 30} | request_fields)
             error = await client.error(2, "jobs.update", job=job, **update)
             ended = [
@@ -200,7 +203,7 @@ def test_what_cannot_be_changed_is_refused_and_the_job_goes_on(
 @in_loop
 async def test_those_that_wait_are_told_their_place_and_begin_in_its_order() -> None:
     with serving(engine={"device": "cpu", "max_running": 1}) as served:
-        async with wire(served.url) as client:
+        async with wire(served.url, KEY) as client:
             await start(client, 1, **REQUEST | {"num_inference_steps": 60})
             for number in (2, 3, 4):
                 await client.send(number, "generate", **REQUEST)
@@ -221,7 +224,7 @@ async def test_those_that_wait_are_told_their_place_and_begin_in_its_order() -> 
 @in_loop
 async def test_another_clients_fifty_pictures_do_not_keep_ones_first_picture_waiting() -> None:
     with serving(engine={"device": "cpu", "max_batch_rows": 4}) as served:
-        async with wire(served.url) as many, wire(served.url) as one:
+        async with wire(served.url, KEY) as many, wire(served.url, KEY) as one:
             await many.send(1, "generate", **SMALL | {"num_inference_steps": 10, "num_images": 50})
             await many.until("step", 1)
             await one.send(1, "generate", **SMALL | {"num_inference_steps": 10})
@@ -235,7 +238,7 @@ async def test_another_clients_fifty_pictures_do_not_keep_ones_first_picture_wai
 @in_loop
 async def test_what_a_watcher_wants_costs_the_owner_no_preview(served: Served) -> None:
     request = SMALL | {"num_inference_steps": 60, "stream": {"previews": {"every": 10}}}
-    async with wire(served.url) as owner, wire(served.url) as other:
+    async with wire(served.url, KEY) as owner, wire(served.url, KEY) as other:
         job = await start(owner, 1, **request)
         await other.send(1, "jobs.watch", job=job, stream={"previews": {"format": "png", "size": 1024}})
         await owner.until("result", 1)
@@ -245,7 +248,7 @@ async def test_what_a_watcher_wants_costs_the_owner_no_preview(served: Served) -
 
 @in_loop
 async def test_of_a_picture_there_are_at_most_four_kinds_of_previews(served: Served) -> None:
-    async with wire(served.url) as owner:
+    async with wire(served.url, KEY) as owner:
         job = await start(owner, 1, **SMALL | {"num_inference_steps": 200, "stream": {"previews": {"size": 64}}})
         for number in range(2, 12):
             await owner.send(number, "jobs.watch", job=job, stream={"previews": {"size": 100 + number}})

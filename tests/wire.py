@@ -81,9 +81,12 @@ class Wire:
 
 
 @asynccontextmanager
-async def wire(url: str) -> AsyncIterator[Wire]:
+async def wire(url: str, key: str | None = None) -> AsyncIterator[Wire]:
     """Connect; leaving closes the connection."""
-    async with connect(url, subprotocols=[SUBPROTOCOL], max_size=None, compression=None, proxy=None) as socket:
+    headers = {"Latentwire-Key": key} if key else {}
+    async with connect(
+        url, subprotocols=[SUBPROTOCOL], additional_headers=headers, max_size=None, compression=None, proxy=None
+    ) as socket:
         hello: dict[str, Any] = msgpack.unpackb(await socket.recv(decode=False))
         try:
             yield Wire(socket, hello)

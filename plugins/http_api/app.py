@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, File, Form, Query, Request, Response, UploadFile
@@ -9,11 +10,11 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 from starlette.routing import BaseRoute, Mount, Route
 
-from latentwire import Event, Host, InvalidParams, Picture, __version__
+from latentwire import Caller, Event, Host, InvalidParams, Picture, __version__, caller_of
 
 from .errors import BodyLimit, answer_errors
 
-CLIENT = "http"  # all of them together: HTTP knows no connection that a job could belong to
+CLIENT = "http"  # all of them together, for limits: HTTP knows no connection that a job could belong to
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it
 FILES = "/swagger-ui"  # what the page at /docs loads
 
@@ -111,7 +112,8 @@ def make_app(host: Host) -> FastAPI:
             if fitting:  # else the command says what is missing
                 control["name"] = fitting[-1]["name"]
             params["controlnet"] = [control]
-        made = await _unless_gone(request, _generate(host, params))
+        caller = replace(caller_of(request.scope), client=CLIENT)
+        made = await _unless_gone(request, _generate(host, params, caller))
         if made is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         picture, result = made
@@ -162,7 +164,7 @@ def make_app(host: Host) -> FastAPI:
     return app
 
 
-async def _generate(host: Host, params: dict[str, Any]) -> tuple[Picture, dict[str, Any]]:
+async def _generate(host: Host, params: dict[str, Any], caller: Caller) -> tuple[Picture, dict[str, Any]]:
     """The picture of a `generate` command, and the command's result."""
     pictures: list[Picture] = []
 
@@ -171,7 +173,7 @@ async def _generate(host: Host, params: dict[str, Any]) -> tuple[Picture, dict[s
             pictures.append(getattr(event, "image"))  # noqa: B009 - Event has none, the event called image does
 
     given = {name: value for name, value in params.items() if value is not None}
-    result = await host.dispatch("generate", given, CLIENT, emit)
+    result = await host.dispatch("generate", given, caller, emit)
     return pictures[0], result
 
 

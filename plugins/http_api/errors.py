@@ -14,6 +14,7 @@ from latentwire import InvalidParams, LatentwireError
 STATUS = {
     "bad_message": 400,
     "model_load_failed": 400,
+    "unauthorized": 401,
     "not_loaded": 404,
     "unknown_command": 404,
     "unknown_image": 404,

@@ -11,6 +11,7 @@ from pydantic import Field
 from starlette.routing import Route
 
 from latentwire import (
+    Caller,
     CommandContext,
     EncodedContext,
     Host,
@@ -84,39 +85,42 @@ class Plugin:
     @hookimpl
     def image_encoded(self, context: EncodedContext) -> None:
         if self._store is not None:
-            context.result = self._store.keep(context.picture, context.made, context.job, context.index)
+            context.result = self._store.keep(context.picture, context.made, context.job, context.index, context.owner)
             context.unstored = None if context.result else self._store.trouble
 
     async def list_some(self, context: CommandContext, params: ListParams) -> dict[str, Any]:
-        """List kept pictures and their requests, newest first."""
+        """List your own kept pictures and their requests, newest first; an observer's list has everybody's."""
         words = (params.search or "").split()
-        results, more = await self._ask(lambda store: store.newest(params.limit, params.before, words, params.job))
+        results, more = await self._ask(
+            lambda store: store.newest(context.caller, params.limit, params.before, words, params.job)
+        )
         return {"results": [result.plain() for result in results], "next": more}
 
     async def get(self, context: CommandContext, params: GetParams) -> dict[str, Any]:
         """Give a kept picture and its request."""
-        result, data = await self._ask(lambda store: (store.get(params.id), store.read(params.id)))
+        caller = context.caller
+        result, data = await self._ask(lambda store: (store.get(params.id, caller), store.read(params.id, caller)))
         image = {"format": "png", "width": result.width, "height": result.height, "data": data}
         return result.plain() | {"image": image}
 
     async def delete(self, context: CommandContext, params: DeleteParams) -> dict[str, Any]:
-        """Delete kept pictures; tell which there were."""
-        return {"deleted": await self._ask(lambda store: store.delete(params.ids))}
+        """Delete kept pictures of your own; tell which there were."""
+        return {"deleted": await self._ask(lambda store: store.delete(params.ids, context.caller))}
 
     async def reproduce(self, context: CommandContext, params: ReproduceParams) -> dict[str, Any]:
         """Make a kept picture again from its request; streams and ends as generate does."""
-        result = await self._ask(lambda store: store.get(params.id))
+        result = await self._ask(lambda store: store.get(params.id, context.caller))
         request = result.request | {"stream": params.stream.model_dump()}
         if params.mode is not None:
             request["mode"] = params.mode
-        return await context.host.dispatch("generate", request, context.client, context.emit)
+        return await context.host.dispatch("generate", request, context.caller, context.emit)
 
     def routes(self, host: Host) -> list[Route]:
         """`GET /results/ID.png`."""
         return make_routes(self._read)
 
-    async def _read(self, result: str) -> bytes:
-        return await self._ask(lambda store: store.read(result))
+    async def _read(self, result: str, caller: Caller) -> bytes:
+        return await self._ask(lambda store: store.read(result, caller))
 
     async def _ask(self, question: Callable[[Store], Value]) -> Value:
         """Ask the store, off the event loop."""

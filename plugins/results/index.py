@@ -22,7 +22,10 @@ PATIENCE_S = 2.0  # to wait for another host's write, which takes milliseconds
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What is known of a kept picture: `created` in seconds since 1970, `bytes` of its file, `request` to remake it."""
+    """What is known of a kept picture: `created` in seconds since 1970, `bytes` of its file, `request` to remake it.
+
+    `owner` is whose it is: nobody's where it was kept before there were owners, so that only observers see it.
+    """
 
     id: str
     created: float
@@ -36,10 +39,11 @@ class Result:
     height: int
     bytes: int
     request: dict[str, Any]
+    owner: str
 
     def plain(self) -> dict[str, Any]:
-        """As a map of plain values."""
-        return asdict(self)
+        """As a map of plain values, but for its owner."""
+        return {name: value for name, value in asdict(self).items() if name != "owner"}
 
 
 NAMES = [field.name for field in fields(Result)]
@@ -77,7 +81,7 @@ class Index:
         Returns:
             The ids of the rows that had to go for it.
         """
-        row = result.plain() | {"request": json.dumps(result.request), "searched": result.prompt.casefold()}
+        row = asdict(result) | {"request": json.dumps(result.request), "searched": result.prompt.casefold()}
         places = ", ".join("?" * len(row))
         with self._writing() as connection:
             if not is_there():
@@ -95,12 +99,23 @@ class Index:
             return trim(connection, bounds)
 
     def newest(
-        self, limit: int, before: int | None, words: Sequence[str] = (), job: str | None = None
+        self,
+        limit: int,
+        before: int | None,
+        words: Sequence[str] = (),
+        job: str | None = None,
+        owner: str | None = None,
     ) -> list[tuple[int, Result]]:
-        """Rows and their numbers, newest first: of numbers below `before`, with all words in the prompt, of the job."""
+        """Rows and their numbers, newest first.
+
+        Args:
+            before: Only of lower numbers.
+            words: Which must all be in the prompt.
+            job, owner: Only of that one.
+        """
         conditions = ["instr(searched, ?) > 0"] * len(words)
         values: list[Any] = [word.casefold() for word in words]
-        for condition, value in (("number < ?", before), ("job = ?", job)):
+        for condition, value in (("number < ?", before), ("job = ?", job), ("owner = ?", owner)):
             if value is not None:
                 conditions.append(condition)
                 values.append(value)
@@ -116,11 +131,11 @@ class Index:
             row = connection.execute(f"SELECT {COLUMNS} FROM results WHERE id = ?", [result]).fetchone()
         return None if row is None else _result(row)
 
-    def delete(self, results: Sequence[str]) -> list[str]:
-        """Remove rows; the ids of those that there were, in the order asked for."""
+    def delete(self, results: Sequence[str], owner: str) -> list[str]:
+        """Remove an owner's rows; the ids of those that there were, in the order asked for."""
         with self._writing() as connection:
-            statement = "DELETE FROM results WHERE id = ? RETURNING id"
-            return [result for result in results if connection.execute(statement, [result]).fetchall()]
+            statement = "DELETE FROM results WHERE id = ? AND owner = ? RETURNING id"
+            return [result for result in results if connection.execute(statement, [result, owner]).fetchall()]
 
     def ids(self, begin: str) -> set[str]:
         """All ids that begin so."""

@@ -7,13 +7,12 @@ from latentwire import PluginError
 
 from .files import make_folder
 
-VERSION = 1
+VERSION = 2  # 2: owner
 
 # `number` never comes twice, so that it can stand for a place in the list. `totals` is there because counting and
 # summing up would read the whole table after each picture; `begun` so that a new index beside old files, whose own was
 # lost, does not have them swept up.
-SCHEMA = f"""
-BEGIN IMMEDIATE;
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS results (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -28,10 +27,12 @@ CREATE TABLE IF NOT EXISTS results (
     height INTEGER NOT NULL,
     bytes INTEGER NOT NULL,
     searched TEXT NOT NULL,
-    request TEXT NOT NULL
+    request TEXT NOT NULL,
+    owner TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS results_created ON results (created);
 CREATE INDEX IF NOT EXISTS results_job ON results (job);
+CREATE INDEX IF NOT EXISTS results_owner ON results (owner, number);
 CREATE TABLE IF NOT EXISTS totals (count INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO totals SELECT 0, 0 WHERE NOT EXISTS (SELECT * FROM totals);
 CREATE TABLE IF NOT EXISTS begun (time INTEGER NOT NULL);
@@ -40,8 +41,6 @@ CREATE TRIGGER IF NOT EXISTS results_in AFTER INSERT ON results
     BEGIN UPDATE totals SET count = count + 1, bytes = bytes + new.bytes; END;
 CREATE TRIGGER IF NOT EXISTS results_out AFTER DELETE ON results
     BEGIN UPDATE totals SET count = count - 1, bytes = bytes - old.bytes; END;
-PRAGMA user_version = {VERSION};
-COMMIT;
 """
 
 
@@ -65,8 +64,24 @@ def connect(file: Path, patience_s: float) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         if version < VERSION:
-            connection.executescript(SCHEMA)
+            _bring_up_to_date(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Make the tables, or change those of an older version; all or nothing, whoever else may be doing the same."""
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 1:
+        connection.execute("ALTER TABLE results ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+    statement = ""
+    for line in SCHEMA.splitlines():  # `executescript` would commit first
+        statement += f"{line}\n"
+        if sqlite3.complete_statement(statement):
+            connection.execute(statement)
+            statement = ""
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")

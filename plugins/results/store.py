@@ -16,7 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from latentwire import Picture, UnknownImage
+from latentwire import Caller, Picture, UnknownImage
 
 from .files import Files, is_id, new_id
 from .index import PATIENCE_S, Index, Result
@@ -53,7 +53,7 @@ class Store:
         except (OSError, sqlite3.OperationalError) as error:  # a full disk, a lock: that may pass
             self._note_failing(error, missed=0)
 
-    def keep(self, picture: Picture, made: dict[str, Any], job: str, index: int) -> str | None:
+    def keep(self, picture: Picture, made: dict[str, Any], job: str, index: int, owner: str) -> str | None:
         """Keep a picture; its id once it is safe, None where it could not be kept. Never raises."""
         result = Result(
             id=new_id(),
@@ -68,6 +68,7 @@ class Store:
             height=picture.height,
             bytes=len(picture.data),
             request=made,
+            owner=owner,
         )
         try:
             # a lock that somebody never gives back costs one picture some time, not all of them
@@ -85,46 +86,47 @@ class Store:
         return self._trouble
 
     def newest(
-        self, limit: int, before: int | None, words: Sequence[str], job: str | None
+        self, caller: Caller, limit: int, before: int | None, words: Sequence[str], job: str | None
     ) -> tuple[list[Result], int | None]:
-        """Results, newest first, and the `before` of the next ones; None where there are none. See `Index.newest`.
+        """Results that the caller may see, newest first, and the `before` of the next ones; None where there are none.
 
         There are fewer than `limit` where their requests are very long.
         """
         self._remove_files(self._index.trim(self._bounds))
-        rows = self._index.newest(limit + 1, before, words, job)
+        owner = None if caller.observer else caller.owner
+        rows = self._index.newest(limit + 1, before, words, job, owner)
         sizes = accumulate(len(result.prompt) + len(json.dumps(result.request)) for _, result in rows)
         fitting = max(1, sum(size <= PAGE_SIZE for size in sizes))
         shown = rows[: min(limit, fitting)]
         more = shown[-1][0] if len(rows) > len(shown) else None
         return [result for _, result in shown], more
 
-    def get(self, result: str) -> Result:
+    def get(self, result: str, caller: Caller) -> Result:
         """One result.
 
         Raises:
-            UnknownImage: there is none with the id, or no longer.
+            UnknownImage: there is none with the id, or no longer, or it is not the caller's to see.
         """
         found = self._index.get(result) if is_id(result) else None
-        if found is None:
-            raise UnknownImage(f"there is no result {result!r:.80}, or no longer; results.list lists them")
+        if found is None or not caller.may_see(found.owner):
+            raise UnknownImage(f"you have no result {result!r:.80}, or no longer; results.list lists them")
         return found
 
-    def read(self, result: str) -> bytes:
+    def read(self, result: str, caller: Caller) -> bytes:
         """A result's PNG.
 
         Raises:
-            UnknownImage: there is none with the id, or its file has been removed by hand.
+            UnknownImage: as `get`, or its file has been removed by hand.
         """
-        self.get(result)
+        self.get(result, caller)
         try:
             return self._files.read(result)
         except FileNotFoundError as error:
             raise UnknownImage(f"the file of result {result} is gone from the host's folder") from error
 
-    def delete(self, results: Sequence[str]) -> list[str]:
-        """Remove results; the ids of those that there were."""
-        gone = self._index.delete([result for result in dict.fromkeys(results) if is_id(result)])
+    def delete(self, results: Sequence[str], caller: Caller) -> list[str]:
+        """Remove results of the caller's own; the ids of those that there were."""
+        gone = self._index.delete([result for result in dict.fromkeys(results) if is_id(result)], caller.owner)
         self._remove_files(gone)
         return gone
 

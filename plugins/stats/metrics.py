@@ -45,6 +45,14 @@ class HostCollector(Collector):
         yield _gauge(
             "loaded_bytes", "Memory of what is loaded.", _loaded(self._host), ["kind", "model", "name", "dtype"]
         )
+        for name, text, label, counts in self._host.counters.read():
+            family = CounterMetricFamily(PREFIX + name, text, labels=[label])
+            for value, count in sorted(counts.items()):
+                family.add_metric([value], count)
+            yield family
+        for name, (text, read) in self._host.counters.gauges.items():
+            yield _gauge(name, text, _one(read()))
+        yield _gauge("ready", "Whether the host takes jobs: 1 or 0.", _one(self._host.is_ready))
         yield _gauge("uptime_seconds", "Time since the host started.", _one(process["uptime"]))
         yield _gauge("process_memory_bytes", "Resident memory of the process.", _one(process["memory"]))
         yield _gauge("process_threads", "Threads of the process.", _one(process["threads"]))

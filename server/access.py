@@ -1,0 +1,123 @@
+"""Who may use the host: by token or ticket, under the host's own names, and from no page of another site."""
+
+import hashlib
+import hmac
+import ipaddress
+import re
+import socket
+from dataclasses import replace
+from urllib.parse import parse_qs
+
+from starlette.requests import HTTPConnection
+
+from ..core.caller import Caller
+from ..core.errors import Unauthorized
+from ..core.settings import ServerSettings
+from .tickets import Tickets
+
+LOOPBACK_NAMES = {"localhost", "127.0.0.1", "[::1]"}
+MIN_KEY, MAX_KEY = 16, 200  # letters
+NAME = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
+MISSING = "the token is missing or wrong; send the header 'Authorization: Bearer TOKEN'"
+
+
+class Forbidden(Exception):
+    """A request that nobody may send, whatever the token; its text says why."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to an address or name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Access:
+    """The rules of one host."""
+
+    def __init__(self, server: ServerSettings) -> None:
+        self._server = server
+        self._names = LOOPBACK_NAMES | {name.lower() for name in server.allowed_hosts}
+        if not is_loopback(server.host):
+            self._names |= {socket.gethostname().lower(), server.host.lower()}
+        self.tickets = Tickets()
+
+    @property
+    def asks_for_token(self) -> bool:
+        """Whether nobody may use the host without a token."""
+        return self._server.token is not None
+
+    def check_page(self, connection: HTTPConnection) -> None:
+        """Make sure that a request calls the host by a name of its own, and comes from no foreign page.
+
+        A page whose name was made to point here (DNS rebinding) is of the same origin: so the name itself counts.
+
+        Raises:
+            Forbidden: it does not.
+        """
+        hosts, origins = connection.headers.getlist("host"), connection.headers.getlist("origin")
+        host = hosts[0].lower() if len(hosts) == 1 else ""
+        name = NAME.fullmatch(host)
+        if name is None or not (name[1] in self._names or name[1] == _local_address(connection)):
+            got = ", ".join(hosts)
+            raise Forbidden(f"this host is not called {got!r:.80}; see the setting server.allowed_hosts")
+        scheme = "https" if connection.scope["scheme"] in ("https", "wss") else "http"
+        own = {f"{scheme}://{host}", *self._server.allowed_origins} - {"null"}
+        if origins and (len(origins) > 1 or origins[0] not in own):
+            got = ", ".join(origins)
+            raise Forbidden(f"a page of {got!r:.80} may not use this host; see the setting server.allowed_origins")
+
+    def caller(self, connection: HTTPConnection) -> Caller | None:
+        """Who sends a request; None where that is yet to be shown.
+
+        Raises:
+            Unauthorized: what it shows is wrong.
+        """
+        query = parse_qs(connection.scope["query_string"].decode("latin-1"), max_num_fields=100)
+        if tickets := query.get("ticket"):
+            return self.tickets.redeem(tickets[0])
+        scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+        key = connection.headers.get("latentwire-key")
+        if scheme.lower() == "bearer":
+            return self.log_in(Caller.nobody_known(), token.strip(), key)
+        if self.asks_for_token:
+            return None
+        return self.log_in(Caller.nobody_known(), None, key)
+
+    def log_in(self, caller: Caller, token: str | None, key: str | None) -> Caller:
+        """The caller with what it may do by a token, and as the owner that its key means.
+
+        Raises:
+            Unauthorized: the token or the key is not acceptable.
+        """
+        if token is not None:
+            caller = replace(caller, observer=self._is_observer(token))
+        if key is not None:
+            if not MIN_KEY <= len(key) <= MAX_KEY:
+                raise Unauthorized(f"a key has {MIN_KEY} to {MAX_KEY} letters, got {len(key)}; make one at random")
+            caller = replace(caller, owner=hashlib.sha256(b"owner " + key.encode()).hexdigest()[:32])
+        return caller
+
+    def _is_observer(self, token: str) -> bool:
+        """Whether a token is an observer's.
+
+        Raises:
+            Unauthorized: it is no token of this host.
+        """
+        server = self._server
+        observer, user = (_same(token, known) for known in (server.observer_token, server.token))
+        if not observer and not user and (server.token is not None or server.observer_token is not None):
+            raise Unauthorized(MISSING)
+        return observer
+
+
+def _same(given: str, known: str | None) -> bool:
+    """Whether a token is the known one; how long that takes says nothing about it."""
+    return known is not None and hmac.compare_digest(given.encode(), known.encode())
+
+
+def _local_address(connection: HTTPConnection) -> str:
+    """The address of this machine that a client has connected to, as a Host header has it."""
+    address = (connection.scope.get("server") or ("",))[0]
+    return f"[{address}]" if ":" in address else address

@@ -1,0 +1,45 @@
+"""The host's log on standard error: lines for people, or JSON for machines; each with whom and what it is about."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Literal
+
+from ..core.log_context import about
+
+
+class TextFormatter(logging.Formatter):
+    """`INFO     job finished  [client=..., job=...]`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)-8s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        ids = ", ".join(f"{name}={value}" for name, value in about(record).items())
+        return super().formatMessage(record) + (f"  [{ids}]" if ids else "")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, the ids, and the traceback of an error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **about(record),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def set_up(kind: Literal["text", "json"]) -> None:
+    """Log to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for noisy in ("uvicorn.error", "uvicorn.asgi"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
