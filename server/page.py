@@ -23,12 +23,14 @@ async function go(path, token) {
   location.assign(`${path}?ticket=${(await answer.json()).ticket}`);
   return true;
 }
+const form = document.querySelector("form");
+if (form && token) go(location.pathname, token);  // the page was loaded again
 if (location.search) history.replaceState(null, "", location.pathname);
-document.querySelector("form")?.addEventListener("submit", async (event) => {
+form?.addEventListener("submit", async (event) => {
   event.preventDefault();
   const given = new FormData(event.target).get("token");
   sessionStorage.setItem("latentwire.token", given);
-  if (!await go(location.pathname, given)) document.querySelector("[role=alert]").textContent = "Not this one.";
+  if (!await go(location.pathname, given)) document.querySelector("[role=alert]").textContent = "That is not its token.";
 });
 if (token) document.addEventListener("click", (event) => {
   const link = event.target.closest("a[href^='/docs/']");
