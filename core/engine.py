@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 MOST_FAILURES = 3  # of the device, within PERIOD_S; then a new loop is no help
 PERIOD_S = 60.0
-CLOSING_S = 10.0  # that a forward, or a plugin, may take to come back when the host ends
+CLOSING_S = 3.0  # that a forward, or a plugin, may take to come back when the host ends
 
 
 def _nothing() -> None:

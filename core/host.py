@@ -261,6 +261,7 @@ class Host:
         self.closing = True
         self.ready = False
         self._end_jobs()
+        self.guard.watchdog.hurry()
         self.engine.close()
         self.runner.close()
         self._pixels.shutdown(cancel_futures=True)

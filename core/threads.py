@@ -22,7 +22,7 @@ from .watchdog import Abandoned, can_be_given_up
 
 log = logging.getLogger(__name__)
 
-CLOSING_S = 10.0  # that work under way may take when it shall end
+CLOSING_S = 3.0  # that work under way may take when it shall end
 
 
 def workers(count: int, name: str) -> ThreadPoolExecutor:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 LOOKS = 4  # within the time limit
 LONGEST_PAUSE_S = 1.0  # between two looks
+HURRY_S = 0.5  # that code of a plugin may still take when the host ends
 
 
 class Abandoned(BaseException):
@@ -123,7 +124,8 @@ class Watchdog:
         self.watches: set[Watch] = set()
         self._others: list[Callable[[float], None]] = []
         self._thread: threading.Thread | None = None
-        self._closing = threading.Event()
+        self._closed = False
+        self._news = threading.Event()
 
     def watch(self, plugin: str, where: str, hook: str | None, hung: Callable[[str], None]) -> Watch:
         """Watch what runs within.
@@ -147,12 +149,20 @@ class Watchdog:
                     self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
                     self._thread.start()
 
+    def hurry(self) -> None:
+        """Wait for nothing much longer: the host ends."""
+        self.timeout_s = min(self.timeout_s, HURRY_S)
+        self._news.set()
+
     def close(self) -> None:
         """Look no more."""
-        self._closing.set()
+        self._closed = True
+        self._news.set()
 
     def _run(self) -> None:
-        while not self._closing.wait(min(LONGEST_PAUSE_S, self.timeout_s / LOOKS)):
+        while not self._closed:
+            self._news.wait(min(LONGEST_PAUSE_S, self.timeout_s / LOOKS))
+            self._news.clear()
             try:
                 self._look()
                 for look in self._others:

@@ -2,12 +2,16 @@
 
 import asyncio
 import logging
+import re
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
@@ -19,7 +23,7 @@ from latentwire.core.painter import Painter
 from latentwire.core.strikes import JOB, MOST, Strikes
 
 from ..conftest import ENGINE, running_host, serving, wait_for
-from .injection import Pictures, draw, draw_all, draw_soon, plugin
+from .injection import SMALL, Pictures, draw, draw_all, draw_soon, plugin
 
 TIMEOUT_S = 0.3
 QUICK = ENGINE | {"plugin_timeout_s": TIMEOUT_S}
@@ -442,8 +446,6 @@ def test_a_command_that_blocks_the_event_loop_is_named(tmp_path: Path, caplog: p
         def register(registry):
             registry.add_command("blocker.block", Strict, block)
     """
-    import msgpack
-
     with serving(engine=QUICK, plugins=[plugin(tmp_path, "blocker", source)]) as served:
 
         def named() -> list[str]:
@@ -589,3 +591,40 @@ def test_memory_that_runs_out_in_a_hook_is_no_strike(tmp_path: Path) -> None:
         for _ in range(MOST):
             assert draw(host, prompt="mine").code == "plugin_failed"
         assert reports(host)["large"]["state"] == "loaded"
+
+
+@pytest.mark.parametrize("hook", ["step_finished", "modify_call", "image_finished"])
+def test_ctrl_c_ends_a_host_in_which_a_plugin_hangs(tmp_path: Path, hook: str) -> None:
+    """A plugin's own KeyboardInterrupt does not; what hangs does so for longer than anybody waits."""
+    source = f"""
+        import time
+
+        @hookimpl
+        def {hook}(context):
+            if context.request.prompt == "mine":
+                print("inside", flush=True)
+                time.sleep(1000)
+            raise KeyboardInterrupt
+    """
+    plugin(tmp_path, "sleepy", source)
+    (tmp_path / "plugins.toml").write_text(
+        'discover = false\nengine = {device = "cpu", max_batch_rows = 8}\nserver = {shutdown_grace_s = 1}\n'
+        'plugins = [{name = "sleepy", path = "sleepy.py"}]\n'
+    )
+    command = [sys.executable, "-m", "latentwire", "serve", "--port", "0", "--config", str(tmp_path / "plugins.toml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            url = next(found[1] for line in lines if (found := re.search(r"socket  (\S+)", line)))
+            with connect(url, subprotocols=["latentwire.v1.msgpack"], close_timeout=0.1) as socket:  # type: ignore[list-item]
+                socket.recv()
+                for number, prompt in enumerate(("theirs", "mine")):
+                    params = SMALL | {"prompt": prompt}
+                    socket.send(msgpack.packb({"id": number, "command": "generate", "params": params}))
+                assert any("inside" in line for line in lines)
+                process.send_signal(signal.SIGINT)
+                process.wait(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 0
