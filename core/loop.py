@@ -155,6 +155,8 @@ class Loop:
         # Over the whole thread: a no_grad block that one greenlet leaves must not switch gradients on for another.
         with torch.inference_mode():
             self._work()
+            if self._me.given_up:
+                self.gone.wait()  # its runs are about to be taken away
             with self._news:
                 left, self._left = self._left, []
             for one in left:  # only this thread can end them
@@ -326,6 +328,7 @@ class Loop:
                 result = greenlet.switch(value)
         except BaseException as problem:
             raised = problem
+        self._current = None
         if self._abandoned or self._me.given_up:  # it came back from a plugin too late
             raise Abandoned
         if is_device(raised):

@@ -448,6 +448,7 @@ def _read_card(name: str, settings: ModelSettings) -> ModelCard:
         return _card_of_folder(name, settings.path)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         problem = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        problem = problem.replace(str(settings.path.parent), "...")  # none of a client's business
         raise ModelLoadError(f"model {name!r} cannot be used: {problem}") from error
 
 
@@ -491,7 +492,7 @@ def _card_of_folder(name: str, folder: Path) -> ModelCard:
     for part, (_, class_name) in parts.items():
         if "Tokenizer" in class_name:
             if not (folder / part).is_dir():
-                raise FileNotFoundError(f"there is no folder {part}")
+                raise ValueError(f"there is no folder {part}")
         else:
             whole_weights(folder / part)  # or a download under way would be a model that fails with its first picture
     configs = {part: read(f"{part}/config.json") for part in (denoiser, "vae")}

@@ -121,6 +121,7 @@ class Crew:
                 log.exception("work of %s failed", self._name)
             if me.given_up:
                 return
+            task = None  # whatever it held need not wait for the next one
 
     def _next(self) -> _Task | None:
         """What is to be done next, waiting for it; None when this thread shall end."""

@@ -16,6 +16,8 @@ def whole_weights(folder: Path) -> list[Path]:
         ValueError: some are missing, or only partly there.
         OSError: the folder cannot be read.
     """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder.name}")
     files = sorted(folder.glob("*.safetensors"))
     wanted = {name for index in folder.glob("*.safetensors.index.json") for name in _shards(index)}
     missing = sorted(wanted - {file.name for file in files})

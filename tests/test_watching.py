@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image as PILImage
+from safetensors.torch import save_file
 
 from latentwire import Event, Host, JobEvent
 from latentwire.core.errors import JobCancelled, LatentwireError
@@ -285,7 +287,8 @@ async def test_an_ended_job_keeps_nothing_of_its_client() -> None:
 
 def test_jobs_that_wait_for_one_broken_load_are_each_told_of_their_own(tmp_path: Path) -> None:
     shutil.copytree(EMBEDDED_MODEL, tmp_path / "broken")
-    (tmp_path / "broken" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nonsense")
+    nonsense = {"nonsense": torch.zeros(1)}  # whole, so that it is found out only when it is loaded
+    save_file(nonsense, tmp_path / "broken" / "unet" / "diffusion_pytorch_model.safetensors")
 
     async def fail(host: Host, number: int) -> tuple[str, str]:
         events: list[Event] = []
