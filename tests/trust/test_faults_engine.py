@@ -22,7 +22,7 @@ from latentwire.core.faults import is_device, is_memory
 from latentwire.core.run import Run
 
 from ..conftest import running_host, serving, wait_for
-from .injection import Forward, draw, draw_all, draw_soon, forward_of, gate, raising
+from .injection import Forward, draw, draw_all, draw_soon, forward_of, gate, plugin, raising
 
 KINDS: dict[str, Callable[[], BaseException]] = {
     "accelerator": partial(torch.AcceleratorError, "CUDA error: an illegal memory access was encountered"),
@@ -96,6 +96,33 @@ def test_jobs_under_way_end_and_those_that_had_not_begun_go_on() -> None:
         assert made[0].code == "engine_restarted"
         assert [pictures.data for pictures in made[1:]] == expected
         assert any(isinstance(event, Loading) for pictures in made[1:] for event in pictures.events)
+
+
+def test_a_job_that_is_prepared_again_begins_with_what_was_asked(tmp_path: Path) -> None:
+    """Plugins fill in a request when it is prepared; twice would be once too often."""
+    source = """
+        @hookimpl
+        def modify_build(context):
+            prompt = context.request.prompt + ", a green leaf"
+            context.request = context.request.model_copy(update={"prompt": prompt})
+    """
+    engine = {"device": "cpu", "max_batch_rows": 2, "max_running": 1}
+    with running_host(engine=engine, plugins=[plugin(tmp_path, "fills_in", source)]) as host:
+        host.warm_up()
+        expected = draw(host, mode="exact").data
+
+        def wrap(real: Forward) -> Forward:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if host.engine.queued:
+                    raise KINDS["accelerator"]()
+                return real(*args, **kwargs)
+
+            return forward
+
+        with forward_of(gate(host, "unet"), wrap):
+            first, second = draw_all(host, {"num_inference_steps": 300}, {"mode": "exact"})
+        assert first.code == "engine_restarted"
+        assert second.data == expected
 
 
 def test_a_changed_job_that_had_not_begun_keeps_its_changes() -> None:

@@ -364,7 +364,7 @@ def test_a_scheduler_that_hangs_is_named(tmp_path: Path) -> None:
         module("sleepy").go.set()
 
 
-def test_the_innermost_plugin_is_blamed(tmp_path: Path) -> None:
+def test_the_innermost_plugin_is_blamed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     outer = """
         @hookimpl
         def modify_call(context):
@@ -394,6 +394,7 @@ def test_the_innermost_plugin_is_blamed(tmp_path: Path) -> None:
     with running_host(engine=QUICK, plugins=entries) as host:
         expected = draw(host).data
         assert blamed(draw(host, prompt="mine")) == ("inner", None)
+        assert "'outer' hangs" not in caplog.text
         assert draw(host).data == expected
         module("inner").go.set()
 
