@@ -239,6 +239,7 @@ def test_a_fault_met_by_a_load_restarts_the_engine(monkeypatch: pytest.MonkeyPat
         assert draw(host).data == expected
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_a_status_when_the_device_is_beyond_help(tmp_path: Path) -> None:
     """A real server: a plugin's hook plays the device that fails in each job."""
     (tmp_path / "broken.py").write_text(
