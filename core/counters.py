@@ -8,6 +8,7 @@ COUNTED = {
     "refused_connections": ("Connections and requests that were refused.", "reason"),
     "dropped_connections": ("Connections that the host ended.", "reason"),
     "messages": ("Messages that clients sent.", "outcome"),
+    "unstored_pictures": ("Pictures that should have been stored and could not be.", "reason"),
     "jobs_ended": ("Jobs by how they ended.", "outcome"),
 }
 """Each name, its text, and what its label tells apart."""

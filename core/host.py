@@ -99,6 +99,13 @@ class Host:
             self._renew,
             self._renewed,
         )
+        self.counters.gauges |= {
+            "device_failures": ("How often the device has failed.", lambda: self.engine.generation),
+            "disabled_plugins": (
+                "Plugins that were disabled after three failures.",
+                lambda: sum(self.registry.guard.strikes.reason(row.name) is not None for row in self.plugins.reports),
+            ),
+        }
         self.jobs = JobTable(settings.limits, self.counters)
         self.slots = Slots()
         self.runner = Runner(self)

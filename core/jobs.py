@@ -269,7 +269,7 @@ class Job:
     def fail(self, error: BaseException) -> bool:
         """End with an error and stop what still runs; False for a job that has ended."""
         if isinstance(error, PluginError) or not isinstance(error, LatentwireError):
-            log.error("job %s failed", self.id, exc_info=error)
+            log.error("job %s failed", self.id, exc_info=error, extra={"client": self.client, "job": self.id})
         error = typed(error)
         state: State = error.code if error.code in ("cancelled", "superseded") else "failed"  # type: ignore[assignment]
         watchers = self._end(state)

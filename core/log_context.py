@@ -1,9 +1,13 @@
 """Whom and what a line of the log is about: client, command, job."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 IDS = ("client", "command", "job")
 
@@ -18,6 +22,16 @@ def noting(**ids: str) -> Iterator[None]:
         yield
     finally:
         _ids.reset(token)
+
+
+def noted(work: Callable[P, R], **ids: str) -> Callable[P, R]:
+    """The same work, whose log lines are about these."""
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with noting(**ids):
+            return work(*args, **kwargs)
+
+    return run
 
 
 def about(record: logging.LogRecord) -> dict[str, str]:

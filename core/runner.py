@@ -20,6 +20,7 @@ from .finite import not_finite
 from .hookspecs import BuildContext, CallContext, EncodedContext, ImageContext
 from .images import describe_in_png, encode, to_picture, to_tensor
 from .jobs import Job
+from .log_context import noted
 from .model_store import Lease, ModelCard, Progress
 from .pace import Pace, measure_denoiser
 from .painter import Painter
@@ -60,7 +61,8 @@ class Runner:
 
     def start(self, job: Job) -> None:
         """Begin a job; returns at once, the job's outcome and events say how it goes."""
-        self._prepare_crew.submit(self._prepare, job, failed=job.fail)
+        prepare = noted(self._prepare, client=job.client, job=job.id)
+        self._prepare_crew.submit(prepare, job, failed=job.fail)
 
     def close(self) -> None:
         """Wait for what is in the pools; the engine must be closed already."""
@@ -198,12 +200,14 @@ class Runner:
             images = pipeline(**given, generator=generator, callback_on_step_end=callback).images
             return images[0].float().cpu().numpy()  # where a GPU tells of what has gone wrong
 
+        finish = noted(self._finish, client=job.client, job=job.id)
+
         def done(array: Any, error: BaseException | None) -> None:
             if error is not None:
                 job.fail(typed(error, f"{call.width}x{call.height}") if is_memory(error) else error)
                 return
             try:
-                self._finish_crew.submit(self._finish, job, index, build, call, array, changes, failed=job.fail)
+                self._finish_crew.submit(finish, job, index, build, call, array, changes, failed=job.fail)
             except BaseException as raised:
                 job.fail(raised)
 
@@ -212,7 +216,7 @@ class Runner:
 
         run = Run(
             self.mode_for(job.request),
-            run_pipeline,
+            noted(run_pipeline, client=job.client, job=job.id),
             done,
             lease.adapters,
             client=job.client,
@@ -249,6 +253,8 @@ class Runner:
                 encoded = EncodedContext(*about, image_id, picture)
                 self._plugins.call("image_encoded", encoded)
                 stored = (encoded.result, encoded.unstored)
+                if encoded.unstored is not None:
+                    self._host.counters.add("unstored_pictures", encoded.unstored)
                 event = Image(job.id, index, call.seed, picture, None, image_id, *stored)
             if job.picture_done(event):
                 self._registry.guard.strikes.forgive(JOB)

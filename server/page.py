@@ -30,7 +30,8 @@ form?.addEventListener("submit", async (event) => {
   event.preventDefault();
   const given = new FormData(event.target).get("token");
   sessionStorage.setItem("latentwire.token", given);
-  if (!await go(location.pathname, given)) document.querySelector("[role=alert]").textContent = "That is not its token.";
+  const taken = await go(location.pathname, given);
+  if (!taken) document.querySelector("[role=alert]").textContent = "That is not its token.";
 });
 if (token) document.addEventListener("click", (event) => {
   const link = event.target.closest("a[href^='/docs/']");

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from latentwire import RemoteError, connect_sync
+from latentwire.client import Result
 
 from .served import TOKEN, Server, server
 
@@ -38,6 +39,7 @@ def test_each_line_of_the_log_says_whom_and_what_it_is_about(tmp_path: Path, kin
     with server(tmp_path, f"server.log={kind}", f"server.token={TOKEN}", toml=TOML) as started:
         with connect_sync(started.url, token=TOKEN) as client:
             *_, result = client.generate("red apple", **SMALL)
+            assert isinstance(result, Result)
             with pytest.raises(RemoteError, match="on purpose"):
                 client.call("failing.fail")
             session = client.hello["session"]
@@ -88,4 +90,4 @@ def test_a_model_that_cannot_be_loaded_is_not_ready_and_the_process_is_healthy(t
             with pytest.raises(RemoteError, match="model_load_failed"):
                 client.call("generate", prompt="x")
             *_, last = client.generate("red apple", model="emoji", **SMALL)
-            assert last.images == 1
+            assert isinstance(last, Result)
