@@ -29,8 +29,9 @@ PING_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 1.0  # for the client's own close frame
 KERNEL_UNSENT = 32 << 10  # bytes that the kernel may hold beyond those on their way
 READ_SIZE = 8 << 10  # bytes at once: the loop is everybody's, and a frame may have two bytes
-MAX_FRAGMENTS = 1_000  # of a message
-NO_ANSWER, TOO_BIG = 1011, 1009  # close codes
+MAX_FRAGMENTS = 1_000  # of a message, and one more for each so many bytes that there are
+FRAGMENT_SIZE = 32
+NO_ANSWER, TOO_BIG, NO_TEXT = 1011, 1009, 1007  # close codes
 
 EXTENSION = "latentwire.websocket"
 """Where an ASGI scope has its `HostWebSocket`."""
@@ -44,6 +45,7 @@ class HostWebSocket(WebSocketsSansIOProtocol):
     """
 
     on_room: Callable[[], None] | None = None
+    _fragment_bytes = 0  # of the message that is coming in fragments
     _written = 0  # bytes so far, that is since it was accepted
     _taken = 0  # of them by the client's machine, when last looked at
     _taken_at = 0.0
@@ -150,12 +152,22 @@ class HostWebSocket(WebSocketsSansIOProtocol):
     def handle_cont(self, event: Frame) -> None:
         if self.close_sent:
             return
+        begun = len(self.frames[0]) if len(self.frames) == 1 else self._fragment_bytes
+        self._fragment_bytes = begun + len(event.data)
         super().handle_cont(event)
-        if len(self.frames) > MAX_FRAGMENTS:
+        if len(self.frames) > MAX_FRAGMENTS + self._fragment_bytes // FRAGMENT_SIZE:
             self.frames = []
             self._count_drop("fragments")
-            self.conn.send_close(TOO_BIG, f"the message has more than {MAX_FRAGMENTS} fragments")
+            self.conn.send_close(TOO_BIG, "the message has too many small fragments")
             self.handle_parser_exception()
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf8(b"".join(self.frames)):
+            self.frames = []  # uvicorn would write a traceback into the log, as often as a client likes
+            self.conn.send_close(NO_TEXT, "a text frame without a text")
+            self.handle_parser_exception()
+            return
+        super().send_receive_event_to_app()
 
     def handle_ping(self) -> None:
         pong = b"".join(self.conn.data_to_send())
@@ -190,6 +202,14 @@ class HostWebSocket(WebSocketsSansIOProtocol):
     def _abort_soon(self) -> None:
         """uvicorn closes the transport, which waits for as long as the client does not read."""
         self.loop.call_later(CLOSE_TIMEOUT_S, self.transport.abort)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _unacknowledged(transport: asyncio.Transport) -> int:

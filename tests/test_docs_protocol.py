@@ -181,7 +181,7 @@ def test_the_limits_documented_are_those_of_the_program() -> None:
         f"all sessions | {uploads.TOGETHER} times as much",
         f"`limits.connections`, {limits.connections}; ",
         f"`limits.connections_per_address`, {limits.connections_per_address} ",
-        f"fragments of a message | {websocket.MAX_FRAGMENTS:,} ",
+        f"fragments of a message | {websocket.MAX_FRAGMENTS:,}, and one more for each {websocket.FRAGMENT_SIZE} bytes",
         f"to a session | {connection.MOST_WAITING >> 20} MiB",
         f"sessions together | {sessions.MAX_WAITING_SIZE >> 30} GiB",
         *(f"{bound.messages:,} messages, or {bound.size >> 20} MiB" for bound in (outbox.CONNECTED, outbox.AWAY)),
