@@ -1,0 +1,1 @@
+"""What keeps the host trustworthy: faults, hostile input, and who is let in."""
