@@ -5,7 +5,6 @@ folders and from nowhere else.
 """
 
 import itertools
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -28,12 +27,13 @@ from .cpu import is_slow
 from .errors import InvalidParams, LatentwireError, ModelLoadError, NotLoaded, UnknownModel
 from .families import FAMILIES, Family
 from .gates import gated_parts, install_gate, remove_gates
+from .model_folders import check_folder
 from .offload import offload
 from .previews import Previewer, TinyDecoder, factors_for, preview_dtype
 from .settings import ModelSettings
 from .shelf import Loaded, Shelf
 from .upcast import keep_upcast
-from .weights import open_weights
+from .weights import read_json
 
 log = logging.getLogger(__name__)
 
@@ -428,10 +428,7 @@ def _card_of_file(name: str, settings: ModelSettings, file: Path) -> ModelCard:
 
 def _card_of_folder(name: str, folder: Path) -> ModelCard:
     def read(file: str) -> dict[str, Any]:
-        content = json.loads((folder / file).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"{file} holds no map")
-        return content
+        return read_json(folder / file)
 
     index = read("model_index.json")
     notes: dict[str, Any] = {}
@@ -470,6 +467,7 @@ def _read_component(card: ModelCard, name: str, dtype: str) -> Any:
     kind = getattr(LIBRARIES[library], class_name)
     folder = card.path / name
     if issubclass(kind, transformers.PreTrainedTokenizerBase):
+        check_folder(folder)
         return kind.from_pretrained(folder, local_files_only=True)
     if not issubclass(kind, diffusers.ModelMixin | transformers.PreTrainedModel):
         raise ValueError(f"{class_name} is no model class")
@@ -509,9 +507,7 @@ def read_module(kind: Any, folder: Path) -> Any:
     Raises:
         ValueError, OSError: the files are missing, damaged or of another shape.
     """
-    for file in folder.glob("*.safetensors"):
-        with open_weights(file):  # says better what is wrong than the libraries do
-            pass
+    check_folder(folder)
     try:
         with LOADING:
             module, report = kind.from_pretrained(
