@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .core.requests import GenerateRequest, ImageInput, Mode, StreamOptions, Strict, Whole
     from .core.settings import Settings, load_settings
     from .core.shelf import Loaded
-    from .core.weights import read_weights
+    from .core.weights import parse_json, read_json, read_weights
 
 # Where each public name lives; it is imported when first asked for, so that a client or `--help` stays light.
 _HOME = {
@@ -90,6 +90,8 @@ _HOME = {
     "load_settings": "core.settings",
     "read_module": "core.model_store",
     "read_picture": "core.pictures",
+    "parse_json": "core.weights",
+    "read_json": "core.weights",
     "read_weights": "core.weights",
     "resized": "core.pictures",
 }
@@ -141,6 +143,8 @@ __all__ = [
     "encode",
     "hookimpl",
     "load_settings",
+    "parse_json",
+    "read_json",
     "read_module",
     "read_picture",
     "read_weights",

@@ -4,7 +4,6 @@
 converters. What such a file lacks (configs, and the merges that the tokenizers are made of) is in models/.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ import torch
 import transformers
 from diffusers.loaders import single_file_utils
 
-from .weights import open_weights
+from .model_folders import check_folder
+from .weights import open_weights, read_json
 
 LAYOUTS = Path(__file__).parents[1] / "models" / "layouts"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
@@ -152,6 +152,7 @@ def load_part(checkpoint: Checkpoint, name: str, dtype: torch.dtype = torch.floa
         config = checkpoint.configs[name]
         folder = None if checkpoint.config_folder is None else checkpoint.config_folder / name
         if folder is not None and any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+            check_folder(folder)
             return transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         return clip_tokenizer(**{key: config[key] for key in ("pad_token", "model_max_length") if key in config})
 
@@ -270,10 +271,7 @@ def _said_of_noise(file: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
 def _read_json(name: str, folders: list[Path]) -> dict[str, Any]:
     """A file of the first folder that has it."""
     file = next((folder / name for folder in folders if (folder / name).is_file()), folders[-1] / name)
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no map")
-    return content
+    return read_json(file)
 
 
 def _check_sizes(

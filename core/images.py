@@ -75,5 +75,10 @@ def describe_in_png(
     if call.negative_prompt:
         lines.append(f"Negative prompt: {call.negative_prompt}")
     lines.append(", ".join(f"{key}: {value}" for key, value in pairs.items()))
-    described = {"parameters": "\n".join(lines), "latentwire": json.dumps(request)}
-    return described | {"latentwire_changes": json.dumps(changes)} if changes else described
+    described = {"parameters": "\n".join(lines).replace("\0", ""), "latentwire": _to_json(request)}
+    return described | {"latentwire_changes": _to_json(changes)} if changes else described
+
+
+def _to_json(value: Any) -> str:
+    """JSON in ASCII that may also stand inside HTML, where some tools show it."""
+    return json.dumps(value).replace("<", "\\u003c")

@@ -6,7 +6,6 @@ folders and from nowhere else.
 
 import gc
 import itertools
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -31,11 +30,13 @@ from .families import FAMILIES, Family
 from .faults import is_device, is_memory
 from .gates import RememberingGate, gate_of, gated_parts, install_gate, remove_gates
 from .memory import give_back
+from .model_folders import check_folder
 from .offload import offload
 from .previews import Previewer, TinyDecoder, factors_for, preview_dtype
 from .settings import ModelSettings
 from .shelf import Loaded, Shelf
 from .upcast import keep_upcast
+from .weights import read_json
 from .whole import whole_weights
 
 log = logging.getLogger(__name__)
@@ -471,10 +472,7 @@ def _card_of_file(name: str, settings: ModelSettings, file: Path) -> ModelCard:
 
 def _card_of_folder(name: str, folder: Path) -> ModelCard:
     def read(file: str) -> dict[str, Any]:
-        content = json.loads((folder / file).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"{file} holds no map")
-        return content
+        return read_json(folder / file)
 
     index = read("model_index.json")
     notes: dict[str, Any] = {}
@@ -520,6 +518,7 @@ def _read_component(card: ModelCard, name: str, dtype: str) -> Any:
     kind = getattr(LIBRARIES[library], class_name)
     folder = card.path / name
     if issubclass(kind, transformers.PreTrainedTokenizerBase):
+        check_folder(folder)
         return kind.from_pretrained(folder, local_files_only=True)
     if not issubclass(kind, diffusers.ModelMixin | transformers.PreTrainedModel):
         raise ValueError(f"{class_name} is no model class")
@@ -562,6 +561,7 @@ def read_module(kind: Any, folder: Path) -> Any:
         ValueError, OSError: the files are missing, damaged or of another shape.
     """
     whole_weights(folder)  # says better what is wrong than the libraries do
+    check_folder(folder)
     try:
         with LOADING:
             module, report = kind.from_pretrained(

@@ -4,17 +4,27 @@ import io
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from .errors import InvalidParams
+from .picture_files import look_at
 
-FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 1 << 24
-MAX_SCANS = 64  # of a progressive JPEG; usual ones have ten, and each costs as much time as the whole picture
 
 Resize = Literal["fit", "fill", "stretch"]
 """fit: all of the picture, black where it leaves room; fill: all of the room, the picture cropped at its centre;
 stretch: the picture's ratio is ignored."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture of each orientation the right way up."""
 
 
 def read_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -31,21 +41,21 @@ def read_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if not data:
         raise InvalidParams("the picture is an empty file; wanted a PNG, JPEG or WebP")
-    too_large = f"wanted at most {max_pixels} pixels in all; make it smaller"
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        if picture.width * picture.height > max_pixels:
-            raise InvalidParams(f"the picture is {picture.width}x{picture.height} pixels; {too_large}")
-        if picture.info.get("progressive") and data.count(b"\xff\xda") > MAX_SCANS:
-            raise InvalidParams(f"the picture is a JPEG of more than {MAX_SCANS} scans; save it as a plain one")
-        return _to_rgb(ImageOps.exif_transpose(picture))
+        file = look_at(data)
+        if file is None:
+            raise InvalidParams(f"the picture's file begins with {data[:12]!r}; wanted a PNG, JPEG or WebP")
+        if file.width * file.height > max_pixels:
+            raise InvalidParams(
+                f"the picture is {file.width}x{file.height} pixels; wanted at most {max_pixels} in all; make it smaller"
+            )
+        picture = Image.open(io.BytesIO(file.data), formats=(file.format,))
+        if picture.size != (file.width, file.height):
+            raise ValueError(f"it is {picture.width}x{picture.height} pixels, and says {file.width}x{file.height}")
+        turn = UPRIGHT.get(file.orientation)
+        return _to_rgb(picture if turn is None else picture.transpose(turn))
     except InvalidParams:
         raise
-    except UnidentifiedImageError as error:
-        begin = bytes(data[:12])
-        raise InvalidParams(f"the picture's file begins with {begin!r}; wanted a PNG, JPEG or WebP") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidParams(f"the picture is far too large; {too_large}") from error
     except Exception as error:  # Pillow's readers raise a dozen kinds
         raise InvalidParams(f"the picture's file is broken: {error!s:.200}; wanted a PNG, JPEG or WebP") from error
 

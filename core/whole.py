@@ -1,9 +1,8 @@
 """Whether weights are all there: a download that was interrupted, or is still under way, is no model."""
 
-import json
 from pathlib import Path
 
-from .weights import open_weights
+from .weights import open_weights, read_json
 
 UNFINISHED = (".incomplete", ".part", ".crdownload", ".aria2", ".tmp")
 """What downloaders put behind the name of a file that they have not finished."""
@@ -51,6 +50,6 @@ def is_whole(path: Path) -> bool:
 def _shards(index: Path) -> list[str]:
     """The files that an index names."""
     try:
-        return [str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()]
+        return [str(name) for name in read_json(index)["weight_map"].values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index.name} is damaged: {type(error).__name__}: {error}") from error

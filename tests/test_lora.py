@@ -532,7 +532,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], str], type[LatentwireError], str]] 
     "a pickle": (pickled("it.bin"), ModelLoadError, "it.bin is no .safetensors file"),
     "a folder with a pickle": (lambda spot: str(Path(pickled("it.pt")(spot)).parent), ModelLoadError, "holds no .safe"),
     "broken settings": (configured("{"), ModelLoadError, "Expecting property name"),
-    "settings that are no map": (configured("[]"), ModelLoadError, "its adapter configuration is no map"),
+    "settings that are no map": (configured("[]"), ModelLoadError, "adapter_config.json holds no map"),
     "settings of a DoRA": (configured('{"use_dora": true}'), ModelLoadError, "lora.safetensors is a DoRA"),
     "a pattern": (configured('{"alpha_pattern": {"(a|b)+": 4}}'), ModelLoadError, "its alpha_pattern '(a|b)+'"),
 }  # fmt: skip

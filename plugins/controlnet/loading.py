@@ -1,6 +1,5 @@
 """ControlNets from a folder, and ControlLoRAs from the base's own weights and a file."""
 
-import json
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ from diffusers import ControlNetModel
 from diffusers.utils.state_dict_utils import convert_sai_sd_control_lora_state_dict_to_peft
 from peft import LoraConfig
 
-from latentwire import LOADING, Host, Loaded, read_module, read_weights
+from latentwire import LOADING, Host, Loaded, parse_json, read_json, read_module, read_weights
 
 # what must be equal between a ControlNet and the UNet that takes its residuals
 MATCHING = ("block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type")
@@ -30,10 +29,10 @@ def load_folder(host: Host, folder: Path, unet_config: Mapping[str, Any], dtype:
     for file in folder.glob("*"):
         host.check_inside(file)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
     except OSError as error:
         raise ValueError("it has no config.json; a ControlNet is a folder in diffusers' format") from error
-    kind = config.get("_class_name") if isinstance(config, dict) else None
+    kind = config.get("_class_name")
     if kind != "ControlNetModel":
         raise ValueError(f"its config.json is of {kind or 'no model'}, wanted a ControlNetModel")
     for key in MATCHING:
@@ -92,7 +91,8 @@ def _control_lora(
     if stability:
         _add_stability_lora(net, named)
     else:
-        settings = json.loads(metadata["lora_adapter_metadata"]) if "lora_adapter_metadata" in metadata else None
+        said = metadata.get("lora_adapter_metadata")
+        settings = None if said is None else parse_json(said, "its adapter configuration")
         net.load_lora_adapter(tensors, prefix=None, metadata=settings)
     if shares:
         _share(net, unet)

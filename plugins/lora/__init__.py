@@ -27,7 +27,7 @@ from latentwire import (
     hookimpl,
 )
 
-from .files import choose, read_adapter
+from .files import BESIDE, choose, read_adapter
 
 MOST = 32  # LoRAs in a request
 
@@ -199,7 +199,8 @@ def _load(host: Host, params: LoadParams, model: str) -> dict[str, Any]:
     except ValueError as error:
         raise ModelLoadError(f"cannot load LoRA {params.path!r}: {error}") from error
     within = file.name if file == path else file.relative_to(path).as_posix()
-    host.check_inside(file)
+    for read in (file, file.with_name(BESIDE)):
+        host.check_inside(read)
     name = params.name or (Path(params.path).name or path.name).removesuffix(".safetensors")[:200]
     notes = {"path": params.path, "file": within, "chosen": reason}
     return host.store.bring("adapter", name, model, partial(_read, host, model, file), notes=notes)

@@ -1,6 +1,5 @@
 """LoRA files: which one of a folder, and what it adds to which layer."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from diffusers.utils.state_dict_utils import StateDictType
 
-from latentwire import Adapter, LowRank, read_weights
+from latentwire import Adapter, LowRank, parse_json, read_json, read_weights
 
 # peft's own files say nothing of the component
 BARE = "base_model.model."
@@ -24,6 +23,7 @@ FOREIGN = {
 }
 KEY = re.compile(r".+\.((lora_down|lora_up|lora_A|lora_B|down|up)\.weight|alpha)")
 DOWN = re.compile(r"(.+)\.(lora_down|lora_A|lora\.down)\.weight")
+BESIDE = "adapter_config.json"  # what peft writes beside its weights
 LAYER_PATTERN = re.compile(r"\^?([\w.]+)\$?")
 
 
@@ -66,7 +66,7 @@ def read_adapter(file: Path, components: Mapping[str, Any]) -> Adapter:
         if any(mark in key for key in tensors):
             raise ValueError(f"{file.name} is a {kind}; this host reads plain LoRA")
     if not any("lora" in key for key in tensors):
-        raise ValueError(f"{file.name} holds no LoRA, its first tensor is {next(iter(tensors), 'missing')}")
+        raise ValueError(f"{file.name} holds no LoRA, its first tensor is {next(iter(tensors), 'missing')!r:.80}")
     odd = next((key for key in tensors if not KEY.fullmatch(key)), None)
     if odd is not None:
         raise ValueError(f"{file.name} has a tensor {odd!r:.200}, which plain LoRA has not")
@@ -104,13 +104,11 @@ def _step(file: Path, folder: Path) -> int | None:
 def _settings(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """What the file's own metadata, or peft's file beside it, says of rank and alpha."""
     if "lora_adapter_metadata" in metadata:
-        settings = json.loads(metadata["lora_adapter_metadata"])
-    elif (beside := file.with_name("adapter_config.json")).is_file():
-        settings = json.loads(beside.read_text(encoding="utf-8"))
+        settings = parse_json(metadata["lora_adapter_metadata"], "its adapter configuration")
+    elif (beside := file.with_name(BESIDE)).is_file():
+        settings = read_json(beside)
     else:
         settings = {}
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file.name}: its adapter configuration is no map")
     if any(settings.get(key) for key in settings if key.endswith("use_dora")):
         raise ValueError(f"{file.name} is a DoRA; this host reads plain LoRA")
     return settings
