@@ -152,7 +152,7 @@ async def draw_until_killed(socket: str, pid: int, clients: int, kill: Kill, tal
 
     async def draw(seed: int) -> None:
         with suppress(ConnectionLost):
-            async with connect(socket, key=KEY) as host:
+            async with connect(socket, key=KEY, resume=False) as host:
                 while True:
                     fields = SMALL | {"num_images": 1 + seed % 2}
                     async for event in host.generate(PROMPT, seed=seed, steps=False, **fields):

@@ -13,7 +13,7 @@ from latentwire.core.plugin_host import BUILT_IN
 
 from .pages import PAGES, PLUGIN_PAGES, ROOT, blocks, section
 
-TESTS = sorted((ROOT / "tests").glob("test_*.py"))
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 
 def test_every_built_in_plugin_has_a_page_that_the_overview_links_to() -> None:

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -189,8 +190,11 @@ def tensor_bytes() -> int:
     """What all tensors of the process take, but for those that are older than the freeze."""
     gc.collect()  # a cancelled call leaves reference cycles
     give_back()
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
-    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+    sizes = {}
+    for tensor in (thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)):
+        with suppress(NotImplementedError):  # another thread is just about to drop it: it has no storage any more
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(sizes.values())
 
 
 def forget_prompts(host: Host) -> None:

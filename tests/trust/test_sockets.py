@@ -255,14 +255,14 @@ async def test_uploads_have_a_quota_and_end_with_their_client() -> None:
 # Shutting down.
 
 RESULTS = '[[plugins]]\nname = "results"\nsettings = { folder = "results" }\n'
-STEPS: dict[str, Any] = SMALL | {"num_inference_steps": 100}
+STEPS: dict[str, Any] = SMALL | {"num_inference_steps": 40}
 
 
 @in_loop
 async def test_running_jobs_finish_and_are_stored_clients_are_told_and_a_stuck_one_holds_up_nothing(
     tmp_path: Path,
 ) -> None:
-    with server(tmp_path, "server.shutdown_grace_s=30", toml=RESULTS) as started:
+    with server(tmp_path, "server.shutdown_grace_s=60", toml=RESULTS) as started:
         stuck = connected(started.port, 4096)
         stuck.sendall(frame(2, msgpack.packb({"id": 1, "command": "generate", "params": STEPS | LARGE})))
         stuck.sendall(50 * FLOODS["describe"])
@@ -272,7 +272,7 @@ async def test_running_jobs_finish_and_are_stored_clients_are_told_and_a_stuck_o
             begin = time.monotonic()
             ending = asyncio.create_task(asyncio.to_thread(started.stop))
             closing = await other.until("closing")
-            assert (closing["id"], closing["seconds"]) == (None, 30)
+            assert (closing["id"], closing["seconds"]) == (None, 60)
             error = await other.error(2, "generate", **SMALL)
             assert error["code"] == "host_closing"
             assert (await other.ask("ping"))["time"]
@@ -281,7 +281,7 @@ async def test_running_jobs_finish_and_are_stored_clients_are_told_and_a_stuck_o
             assert messages[-1]["event"] == "result", (messages[-1], started.log)
             assert messages[-2]["result"] is not None
             assert await ending == 0
-            assert time.monotonic() - begin < 35
+            assert time.monotonic() - begin < 65
         stuck.close()
         assert len(list((tmp_path / "results").glob("??/*.png"))) == 2
         assert started.errors() == []
