@@ -53,6 +53,8 @@ STARTS = [
     "loras/../",
     "loras/emoji-pencil/../../../",
     "link/",
+    "nets/one/slash/",
+    "nets/one/self/root/",
     "chain0/",
     "loop/",
 ]
@@ -178,8 +180,8 @@ def make_folders(folder: Path) -> Path:
     (root / "loop").symlink_to("loop")
     (root / "ping").symlink_to("pong")
     (root / "pong").symlink_to("ping")
-    (root / "slash").symlink_to("/")
-    (root / "self").symlink_to("/proc/self")
+    (root / "nets" / "one" / "slash").symlink_to("/")
+    (root / "nets" / "one" / "self").symlink_to("/proc/self")
     (root / "chain0").symlink_to(folder / "outside")
     for number in range(1, 60):
         (root / f"chain{number}").symlink_to(f"chain{number - 1}")

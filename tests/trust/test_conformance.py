@@ -46,7 +46,7 @@ def outcomes(url: str, *cases: str) -> list[tuple[str, bool, str, str]]:
 
 def test_all_cases_without_compression_pass_but_one() -> None:
     with echo() as url:
-        rows = outcomes(url, *(f"{group}.*" for group in range(1, 11)))
+        rows = outcomes(url, *(f"{group}.*" for group in (1, 2, 3, 4, 5, 6, 7, 9, 10)))
     assert len(rows) == 301
     assert {case: why for case, passed, _, why in rows if not passed}.keys() == set(KNOWN)
 
