@@ -111,9 +111,9 @@ def _check_header(name: str, stream: BinaryIO) -> None:
             f"the header of {name} is {length >> 20} MiB long; at most {MAX_HEADER_BYTES >> 20} MiB are read"
         )
     if len(start) < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
-        pickled = start.startswith((b"PK\3\4", b"\x80"))
-        hint = ": it is a pickle, which could run any code" if pickled else ""
-        raise ValueError(f"{name} is damaged or no safetensors file{hint}")
+        if start.startswith((b"PK\3\4", b"\x80")):
+            raise ValueError(f"{name} is no safetensors file: it is a pickle, which could run any code")
+        raise ValueError(f"{name} is damaged or no safetensors file")
     header, quotes, escapes = bytearray(), 0, 0
     while len(header) < length:
         piece = stream.read(min(1 << 20, length - len(header)))

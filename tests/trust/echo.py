@@ -31,7 +31,7 @@ async def serve() -> None:
     config.ws_per_message_deflate = "deflate" in sys.argv[1:]
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
     print(server.servers[0].sockets[0].getsockname()[1], flush=True)
     await running
