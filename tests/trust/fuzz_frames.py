@@ -1,4 +1,4 @@
-"""Random frames against the codec and a session's reading: `python -m latentwire.tests.trust.fuzz_frames --seconds 300`.
+"""Random frames against the codec: `python -m latentwire.tests.trust.fuzz_frames --seconds 300`.
 
 Whatever comes is a map or BadMessage, what msgpack would make of it is what the codec makes of it, and memory stays.
 Prints the seed, figures as JSON, and ends with status 1 on anything else.
@@ -19,7 +19,25 @@ from latentwire.server import codec
 
 from .hostile_frames import hostile_frames, largest_frames
 
-PLAIN = [None, True, 0, -1, 2**63, 0.5, "", "ü", b"", b"\xff", [], {}, "command", "params", "id", 2**64 - 1, -(2**63)]
+PLAIN: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    2**63,
+    0.5,
+    "",
+    "ü",
+    b"",
+    b"\xff",
+    [],
+    {},
+    "command",
+    "params",
+    "id",
+    2**64 - 1,
+    -(2**63),
+]
 GROWTH = 20 << 20
 
 
@@ -29,8 +47,8 @@ def some_value(chance: random.Random, depth: int = 0) -> Any:
     if depth > 20 or kind < 0.6:
         return chance.choice(PLAIN)
     if kind < 0.8:
-        return [some_value(chance, depth + 1) for _ in range(chance.choice([0, 1, 2, 5, 17]))]
-    keys = [chance.choice(["a", "b", "id", 1, b"x", ""]) for _ in range(chance.randrange(5))]
+        return [some_value(chance, depth + 1) for _ in range(chance.choice([0, 0, 1, 2, 5]))]
+    keys = [chance.choice(["a", "b", "id", 1, b"x", ""]) for _ in range(chance.randrange(4))]
     return {key: some_value(chance, depth + 1) for key in keys}
 
 
@@ -56,7 +74,8 @@ def check_one(frame: bytes) -> bool:
         message = codec.decode(frame)
         codec.check(message)
     except BadMessage as error:
-        assert 0 < len(error.message) < 500
+        if not 0 < len(error.message) < 500:
+            raise ValueError("its message is of an odd length") from error
         return False
     assert message == msgpack.unpackb(frame) or "nan" in repr(message)
     return True
@@ -76,7 +95,7 @@ def run(seconds: float, seed: int) -> dict[str, Any]:
             print(f"seed {seed}, frame {count}: {frame[:200].hex()}", file=sys.stderr)
             raise
         count += 1
-        if count == 5_000:
+        if count == 1_000:
             before = process.memory_info().rss
     grown = process.memory_info().rss - before if before else 0
     return {"seed": seed, "frames": count, "read": read, "grown_mib": round(grown / (1 << 20), 1)}
