@@ -19,7 +19,7 @@ VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.
 def test_random_frames_are_read_or_refused_and_memory_stays() -> None:
     figures = run(5, random.randrange(1 << 32))
     print(figures)
-    assert figures["frames"] > 5_000
+    assert figures["frames"] > 1_000
     assert 0 < figures["read"] < figures["frames"]
     assert figures["grown_mib"] <= 20
 
