@@ -29,7 +29,7 @@ def find(files: FileSettings, name: str, field: str = "path") -> Path:
     if not name or "\0" in name:
         raise _refused(name, field, "a path must not be empty or hold NUL")
     try:
-        candidates = [(root / name).resolve() for root in roots]  # an absolute name stays what it is
+        candidates = [_resolved(root / name) for root in roots]  # an absolute name stays what it is
     except (OSError, RuntimeError) as error:
         raise _refused(name, field, f"{name!r:.200} is no path: {error}") from error
     for path in candidates:
@@ -54,8 +54,24 @@ def check_inside(files: FileSettings, file: Path) -> None:
         from huggingface_hub.constants import HF_HUB_CACHE
 
         roots.append(Path(HF_HUB_CACHE).resolve())
-    if not _inside(file.resolve(), roots):
+    try:
+        inside = _inside(_resolved(file), roots)
+    except (OSError, RuntimeError):
+        inside = False
+    if not inside:
         raise _refused(file.name, "path", f"{file.name!r:.200} leads out of the host's folders")
+
+
+def _resolved(path: Path) -> Path:
+    """A path, all links followed.
+
+    Raises:
+        OSError, RuntimeError: they run in a circle; what stands behind such a one, pathlib leaves as it is.
+    """
+    resolved = path.resolve()
+    if resolved.resolve() != resolved:
+        raise RuntimeError("its links run in a circle")
+    return resolved
 
 
 def _inside(path: Path, roots: Iterable[Path]) -> bool:

@@ -107,11 +107,13 @@ def _check_header(name: str, stream: BinaryIO) -> None:
     start = stream.read(8)
     length = int.from_bytes(start, "little")
     if MAX_HEADER_BYTES < length < size:
-        raise ValueError(f"the header of {name} is {length >> 20} MiB long; at most {MAX_HEADER_BYTES >> 20} are read")
+        raise ValueError(
+            f"the header of {name} is {length >> 20} MiB long; at most {MAX_HEADER_BYTES >> 20} MiB are read"
+        )
     if len(start) < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
-        pickled = start.startswith((b"PK\3\4", b"\x80"))
-        hint = ": it is a pickle, which could run any code" if pickled else ""
-        raise ValueError(f"{name} is no safetensors file, or cut off{hint}")
+        if start.startswith((b"PK\3\4", b"\x80")):
+            raise ValueError(f"{name} is no safetensors file: it is a pickle, which could run any code")
+        raise ValueError(f"{name} is damaged or no safetensors file")
     header, quotes, escapes = bytearray(), 0, 0
     while len(header) < length:
         piece = stream.read(min(1 << 20, length - len(header)))
@@ -129,7 +131,7 @@ def _check_header(name: str, stream: BinaryIO) -> None:
     outside = header.split(b'"')[::2]
     del header
     if max(map(len, outside)) > MAX_SHAPE_BYTES:
-        raise ValueError(f"the header of {name} has a shape, or something else, of more than {MAX_SHAPE_BYTES} bytes")
+        raise ValueError(f"{name} is damaged or no safetensors file: a shape takes more than {MAX_SHAPE_BYTES} bytes")
     if sum(map(len, outside)) > MAX_NUMBERS_BYTES:
         raise ValueError(f"the header of {name} has more than {MAX_NUMBERS_BYTES >> 20} MiB outside of its texts")
     if sum(part.count(b"{") for part in outside) > MAX_TENSORS + 2:

@@ -14,12 +14,24 @@ from latentwire import Host, Settings
 from latentwire.server.app import create_app
 from latentwire.server.serve import server_config
 
+from .trust import audit
+
 START_TIMEOUT_S = 90
 ENGINE = {"device": "cpu", "max_batch_rows": 32}  # not measured: what else the machine does must not decide who shares
 
 # Plain pipelines run on the main thread beside the hosts' engines. With a team of threads for each, all would sleep
 # between kernels (core/threads.py); and a plain picture has the same bits as an engine's only on as many threads.
 torch.set_num_threads(1)
+
+audit.install()
+
+
+@pytest.fixture(autouse=True)
+def nothing_forbidden() -> Iterator[None]:
+    """No test has made a host unpickle, read a file of elsewhere, or call out; see `trust/audit.py`."""
+    yield
+    caught, audit.violations[:] = list(audit.violations), []
+    assert caught == []
 
 
 @pytest.fixture

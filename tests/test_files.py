@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latentwire import InvalidParams
-from latentwire.core.files import find
+from latentwire.core.files import check_inside, find
 from latentwire.core.settings import EMBEDDED_MODEL, MODELS_FOLDER, FileSettings
 
 
@@ -46,6 +46,17 @@ def test_a_link_that_leads_out_is_refused(files: FileSettings, tmp_path: Path) -
         find(files, "loop")
 
 
+def test_a_link_that_leads_out_is_refused_behind_one_that_runs_in_a_circle(files: FileSettings, tmp_path: Path) -> None:
+    """pathlib stops to follow links at the first such one."""
+    (tmp_path / "inside" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "inside" / "loop").symlink_to("loop")
+    for name in ("loop/../link", "loop/../link/secret.safetensors"):
+        with pytest.raises(InvalidParams):
+            find(files, name)
+        with pytest.raises(InvalidParams):
+            check_inside(files, tmp_path / "inside" / name)
+
+
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000])
 def test_what_is_no_path_is_refused(files: FileSettings, name: str) -> None:
     with pytest.raises(InvalidParams):
@@ -70,7 +81,7 @@ HUB = """
 import sys
 from pathlib import Path
 from latentwire import Host, Settings, InvalidParams
-from latentwire.core.files import find
+from latentwire.core.files import check_inside, find
 from latentwire.core.settings import FileSettings
 print(find(FileSettings(hub=True), "someone/some-lora").name)
 try:

@@ -327,7 +327,7 @@ def _control_lora_file(host: Host, params: LoadParams) -> Path:
     """The file that lora_weights_path names: within the folder of path, or by itself."""
     assert params.lora_weights_path is not None
     if params.path is not None:
-        with suppress(InvalidParams):
+        with suppress(InvalidParams, OSError):  # a name that is too long, say
             file = host.find_file(params.path) / params.lora_weights_path
             if file.exists():
                 host.check_inside(file)

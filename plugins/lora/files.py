@@ -66,7 +66,7 @@ def read_adapter(file: Path, components: Mapping[str, Any]) -> Adapter:
         if any(mark in key for key in tensors):
             raise ValueError(f"{file.name} is a {kind}; this host reads plain LoRA")
     if not any("lora" in key for key in tensors):
-        raise ValueError(f"{file.name} holds no LoRA, its first tensor is {next(iter(tensors), 'missing')!r:.80}")
+        raise ValueError(f"{file.name} holds no LoRA, its first tensor is {next(iter(tensors), 'missing'):.80}")
     odd = next((key for key in tensors if not KEY.fullmatch(key)), None)
     if odd is not None:
         raise ValueError(f"{file.name} has a tensor {odd!r:.200}, which plain LoRA has not")
