@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # pip runs only when one of these has changed since it last did
 SETUP := pyproject.toml constraints.txt Makefile
 
-.PHONY: serve test check format bench eval clean
+.PHONY: serve test check format bench soak eval clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/latentwire serve $(ARGS)
@@ -36,6 +36,10 @@ bench: $(VENV)/serve.done
 	$(BIN)/python benchmarks/cancel.py --rounds 4
 	$(BIN)/python benchmarks/fanout.py
 	$(BIN)/python benchmarks/startup.py --rounds 1 --caches warm
+
+# ten minutes of 32 clients that do everything at once, figures as JSON; ARGS='--minutes 3 --seed 7'
+soak: $(VENV)/dev.done
+	@$(BIN)/python -m latentwire.tests.trust.soak $(ARGS)
 
 # figures about the embedded model, as JSON; needs Debian's fonts-noto-color-emoji
 eval: $(VENV)/dev.done
