@@ -108,14 +108,9 @@ class StrictClient:
         if (answer["id"], answer["event"]) != ("login", "result"):
             self._fault(f"session.open was answered with {answer}")
 
-    async def send(self, command: str, counted: bool = True, message_id: int | None = None, **params: Any) -> Sent:
+    async def send(self, command: str, counted: bool = True, **params: Any) -> Sent:
         """Send a command; `counted` is false for those that the host does not count as taken."""
-        if message_id is None:
-            self._last_id += 1
-            message_id = self._last_id
-        sent = self.open[message_id] = Sent(message_id, command, counted)
-        await self._send(msgpack.packb({"id": message_id, "command": command, "params": params}), counted)
-        return sent
+        return await self._command(self._new_id(), command, params, counted)
 
     async def send_bad(self, frame: bytes | str) -> None:
         """Send what gets an error without an id."""
@@ -124,7 +119,11 @@ class StrictClient:
 
     async def answer(self, command: str, **params: Any) -> Body:
         """The end of a command; the connection must last until then."""
-        return await self.end_of(await self.send(command, **params))
+        return await self.answer_to(command, params)
+
+    async def answer_to(self, command: str, params: Body) -> Body:
+        """The same, with params of any name."""
+        return await self.end_of(await self._command(self._new_id(), command, params))
 
     async def end_of(self, sent: Sent) -> Body:
         """How a command ended."""
@@ -186,7 +185,7 @@ class StrictClient:
             self._fault(f"session.resume has the number {answer['seq']}, wanted {self.seq}")
         for sent in [sent for sent in self.open.values() if not sent.counted]:
             del self.open[sent.id]  # may have got lost, and is not told of
-        self._replay_end = self._last_id = self._last_id + 1
+        self._replay_end = self._new_id()
         self._start_reading()
         taken = answer["result"]["received"]
         again = list(self._frames)[len(self._frames) - (self._count - taken) :] if self._count > taken else []
@@ -195,8 +194,17 @@ class StrictClient:
         for frame in again:
             await self._write(frame)
         self.told["sent again"] += len(again)
-        await self.send("ping", message_id=self._replay_end)
+        await self._command(self._replay_end, "ping", {})
         return True
+
+    def _new_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    async def _command(self, message_id: int, command: str, params: Body, counted: bool = True) -> Sent:
+        sent = self.open[message_id] = Sent(message_id, command, counted)
+        await self._send(msgpack.packb({"id": message_id, "command": command, "params": params}), counted)
+        return sent
 
     def _cut(self) -> None:
         for socket in self._left_open:
