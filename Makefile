@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # pip runs only when one of these has changed since it last did
 SETUP := pyproject.toml constraints.txt Makefile
 
-.PHONY: serve test check format bench fuzz soak eval clean
+.PHONY: serve test slow check format bench fuzz sequences soak eval clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/latentwire serve $(ARGS)
@@ -40,6 +40,14 @@ bench: $(VENV)/serve.done
 # five minutes of random frames; ARGS="--seconds 60 --seed 7"
 fuzz: $(VENV)/dev.done
 	$(BIN)/python -m latentwire.tests.trust.fuzz_frames $(ARGS)
+
+# ten minutes of 32 clients that do everything at once, figures as JSON; ARGS='--minutes 3 --seed 7'
+soak: $(VENV)/dev.done
+	@$(BIN)/python -m latentwire.tests.trust.soak $(ARGS)
+
+# 10,000 steps of random messages, some ten minutes
+sequences: $(VENV)/dev.done
+	LATENTWIRE_FUZZ_STEPS=$${LATENTWIRE_FUZZ_STEPS:-10000} $(BIN)/python -m pytest -sq tests/trust/test_state_machine.py $(ARGS)
 
 # figures about the embedded model, as JSON; needs Debian's fonts-noto-color-emoji
 eval: $(VENV)/dev.done

@@ -34,13 +34,20 @@ class Server:
     """
 
     def __init__(
-        self, folder: Path, *settings: str, toml: str = "", listen: str = "127.0.0.1", ready: bool = True
+        self,
+        folder: Path,
+        *settings: str,
+        toml: str = "",
+        listen: str = "127.0.0.1",
+        ready: bool = True,
+        variables: dict[str, str] = {},
     ) -> None:
         file = folder / "plugins.toml"
         file.write_text(f"discover = false\n{toml}", encoding="utf-8")
         options = [part for setting in settings for part in ("--set", setting)]
         command = [sys.executable, "-m", "latentwire", "serve", "--host", listen, "--port", "0", "--device", "cpu"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LATENTWIRE_")}
+        environment |= variables
         self.process = subprocess.Popen(
             [*command, "--config", str(file), *options],
             stdout=subprocess.PIPE,

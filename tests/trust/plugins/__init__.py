@@ -1,0 +1,1 @@
+"""Plugins that the soak's host runs with."""
