@@ -16,11 +16,13 @@ class Caller:
         client: One session, or whatever else ends as one: limits count by it, and slots are its own.
         owner: Whose the jobs and results are that it makes: those of a key may come from many sessions.
         observer: Whether it may see everybody's. Only their owner may change or delete them.
+        by_ticket: Whether a ticket was all that it has shown.
     """
 
     client: str
     owner: str
     observer: bool = False
+    by_ticket: bool = False
 
     @classmethod
     def nobody_known(cls) -> Self:

@@ -50,7 +50,7 @@ class NoParams(Strict):
 
 
 class CancelParams(Strict):
-    """What to cancel: one job, the jobs of a slot, or all of this client's."""
+    """What to cancel: one job of yours, or of this session the jobs of a slot, or all."""
 
     slot: str | None = Field(None, description="of a generate request")
     all: bool = False

@@ -157,8 +157,11 @@ class Engine:
         self._end(begun, restarted(error))
         if self.failed is not None:
             self._end(unbegun, EngineRestarted(self.failed))
-        for run in unbegun:
-            run.displace()
+        elif self._closing:
+            self._end(unbegun, HostClosing("the host is shutting down"))
+        else:
+            for run in unbegun:
+                run.displace()
 
     def _end(self, runs: list[Run], error: LatentwireError, instead: dict[Run, LatentwireError] = {}) -> None:
         for run in runs:

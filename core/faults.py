@@ -1,5 +1,6 @@
 """Which faults are the memory's and which the device's, whatever libraries call them, and what a client is told."""
 
+import errno
 import re
 
 import torch
@@ -9,10 +10,11 @@ from .errors import EngineRestarted, JobFailed, LatentwireError, OutOfMemory
 MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|_ALLOC_FAILED", re.I)
 # Nothing on the device goes on after these. A launch that was merely refused is none: odd input may bring that about.
 DEVICE = re.compile(
+    r"\s*(CUDA|HIP|cuDNN|cuBLAS|CUDNN|CUBLAS|MPS)[ _].*?("  # first in the text: the rest may quote anything
     r"illegal (memory access|address|instruction)|device-side assert|unspecified launch failure|misaligned address|"
     r"launch timed out|hardware stack error|uncorrectable ECC|device(s)? (is|are) (lost|busy or unavailable)|"
-    r"(CUDNN|CUBLAS)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)",
-    re.I,
+    r"STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR))",
+    re.I | re.S,
 )
 REFUSED = re.compile(
     r"invalid (configuration |device )?(argument|ordinal|function)|not supported|no kernel image", re.I
@@ -24,7 +26,9 @@ def is_memory(error: BaseException | None) -> bool:
     """Whether there was not enough memory, on the device or in the machine."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemory):
         return True
-    return isinstance(error, RuntimeError | OSError) and MEMORY.search(str(error)) is not None
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and MEMORY.search(str(error)) is not None
 
 
 def is_device(error: BaseException | None) -> bool:
@@ -33,7 +37,7 @@ def is_device(error: BaseException | None) -> bool:
         return False
     if isinstance(error, torch.AcceleratorError):
         return REFUSED.search(str(error)) is None
-    return isinstance(error, RuntimeError) and DEVICE.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and DEVICE.match(str(error)) is not None
 
 
 def typed(error: BaseException, picture: str = "") -> LatentwireError:

@@ -133,7 +133,7 @@ class Loop:
     def abandon(self) -> tuple[list[Run], list[Run]]:
         """Take its runs away from it, for good: those that had begun, and those that had not.
 
-        From its own thread, or from another one while this one is in a plugin's code.
+        From its own thread, or from another one while this one is in a plugin's code or in a forward.
         """
         with self._news:
             self._abandoned = True
@@ -250,6 +250,8 @@ class Loop:
         calls = [run.waiting for run in runs if run.waiting is not None]
         begin = perf_counter()
         outputs, failure = _tried(self._forward, runs, calls)
+        if self._abandoned:  # the host has ended meanwhile
+            raise Abandoned
         if is_memory(failure):
             log.warning("memory ran out in a forward of %d call(s); it is tried again with less", len(runs))
             self._make_room()

@@ -19,6 +19,9 @@ from .requests import Mode
 CLIENT_VARIABLES = {"LATENTWIRE_URL", "LATENTWIRE_TOKEN", "LATENTWIRE_KEY"}
 """What the command line's client commands read; a host may run in the same environment."""
 
+PRINTABLE = r"^[!-~]([ -~]*[!-~])?$"
+"""Of a secret: headers have no other letters that all programs send alike."""
+
 MODELS_FOLDER = Path(__file__).parents[1] / "models"
 EMBEDDED_MODEL = MODELS_FOLDER / "emoji"
 
@@ -37,10 +40,16 @@ class ServerSettings(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
     token: str | None = Field(
-        None, min_length=16, description="asked of every client; off loopback one is made if none is set"
+        None,
+        min_length=16,
+        pattern=PRINTABLE,
+        description="asked of every client; off loopback one is made if none is set",
     )
     observer_token: str | None = Field(
-        None, min_length=16, description="who has it in place of the token also sees everybody's jobs and results"
+        None,
+        min_length=16,
+        pattern=PRINTABLE,
+        description="who has it in place of the token also sees everybody's jobs and results",
     )
     anyone_may_connect: bool = Field(False, description="whether a host beyond loopback may do without a token")
     allowed_origins: list[str] = Field(

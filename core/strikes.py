@@ -50,8 +50,9 @@ class Strikes:
                 strikes.append((kind, what))
             if len(strikes) < MOST or plugin in self._reasons:
                 return
-            self._reasons[plugin] = f"disabled after three failures; the last one: {message}"
-        log.error("plugin %s is disabled until the host is started again: %s", plugin, self._reasons[plugin])
+            # no more than that: what it raised may quote one client's request, and this is told to all
+            self._reasons[plugin] = "disabled after three failures; the host's log says more"
+        log.error("plugin %s is disabled until the host is started again; the last failure: %s", plugin, message)
 
     def forgive(self, kind: str, plugin: str | None = None) -> None:
         """Something of that kind has gone well; of one plugin, or of all."""

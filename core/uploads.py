@@ -4,9 +4,10 @@ import secrets
 from dataclasses import dataclass, field
 from time import monotonic
 
-from .errors import InvalidParams
+from .errors import InvalidParams, TooManyJobs
 
 PATIENCE_S = 60.0  # between two parts
+LIFE_S = 600.0  # for the whole file
 TOGETHER = 8  # as much as one client may have, for all of them
 MOST = 64  # of one client
 
@@ -18,6 +19,7 @@ class Upload:
     client: str
     size: int
     data: bytearray = field(default_factory=bytearray)
+    begun_at: float = field(default_factory=monotonic)
     heard_at: float = field(default_factory=monotonic)
 
 
@@ -36,18 +38,18 @@ class Uploads:
         """Make room for a file of so many bytes; the upload's id.
 
         Raises:
-            InvalidParams: the client's uploads, or everybody's, would be too large.
+            InvalidParams: the client's uploads would be too large, or too many.
         """
         now = monotonic()
         for name, upload in list(self._uploads.items()):
-            if now - upload.heard_at > PATIENCE_S:
+            if now - upload.heard_at > PATIENCE_S or now - upload.begun_at > LIFE_S:
                 del self._uploads[name]
         mine = [upload.size for upload in self._uploads.values() if upload.client == client]
-        if sum(mine) + size > self._quota or len(mine) >= MOST:
+        if len(mine) >= MOST:
+            raise _refused("size", f"you have {MOST} unfinished uploads, the limit; finish one first", size)
+        if sum(mine) + size > self._quota:
             message = f"your unfinished uploads would have {sum(mine) + size} bytes, the limit is {self._quota}"
             raise _refused("size", message, size)
-        if sum(upload.size for upload in self._uploads.values()) + size > TOGETHER * self._quota:
-            raise _refused("size", "the host has as many unfinished uploads as it can take; try again later", size)
         name = secrets.token_hex(8)
         self._uploads[name] = Upload(client, size)
         return name
@@ -57,11 +59,14 @@ class Uploads:
 
         Raises:
             InvalidParams: the client has no such upload, or it would be longer than it was said to be.
+            TooManyJobs: the host has as much of all clients' as it takes.
         """
         upload = self._get(name, client)
         if len(upload.data) + len(data) > upload.size:
             message = f"the upload would have {len(upload.data) + len(data)} bytes, it was to have {upload.size}"
             raise _refused("data", message, len(data))
+        if sum(len(other.data) for other in self._uploads.values()) + len(data) > TOGETHER * self._quota:
+            raise TooManyJobs("the host has as many unfinished uploads as it takes; try this part again later")
         upload.data += data
         upload.heard_at = monotonic()
         return len(upload.data)

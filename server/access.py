@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection
 
 from ..core.caller import Caller
 from ..core.errors import Unauthorized
-from ..core.settings import ServerSettings
+from ..core.settings import PRINTABLE, ServerSettings
 from .tickets import Tickets
 
 LOOPBACK_NAMES = {"localhost", "127.0.0.1", "[::1]"}
@@ -56,6 +56,8 @@ class Access:
         Raises:
             Forbidden: it does not.
         """
+        if connection.scope["path"].startswith("//"):  # what a page makes of it may be another host's address
+            raise Forbidden("a path begins with one slash")
         hosts, origins = connection.headers.getlist("host"), connection.headers.getlist("origin")
         host = hosts[0].lower() if len(hosts) == 1 else ""
         name = NAME.fullmatch(host)
@@ -74,7 +76,10 @@ class Access:
         Raises:
             Unauthorized: what it shows is wrong.
         """
-        query = parse_qs(connection.scope["query_string"].decode("latin-1"), max_num_fields=100)
+        try:
+            query = parse_qs(connection.scope["query_string"].decode("latin-1"), max_num_fields=100)
+        except ValueError as error:
+            raise Unauthorized("the address has more than 100 parameters") from error
         if tickets := query.get("ticket"):
             return self.tickets.redeem(tickets[0])
         scheme, _, token = connection.headers.get("authorization", "").partition(" ")
@@ -94,8 +99,8 @@ class Access:
         if token is not None:
             caller = replace(caller, observer=self._is_observer(token))
         if key is not None:
-            if not MIN_KEY <= len(key) <= MAX_KEY:
-                raise Unauthorized(f"a key has {MIN_KEY} to {MAX_KEY} letters, got {len(key)}; make one at random")
+            if not MIN_KEY <= len(key) <= MAX_KEY or not re.fullmatch(PRINTABLE, key):
+                raise Unauthorized(f"a key has {MIN_KEY} to {MAX_KEY} letters of ASCII, got {len(key)} letters")
             caller = replace(caller, owner=hashlib.sha256(b"owner " + key.encode()).hexdigest()[:32])
         return caller
 

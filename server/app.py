@@ -60,6 +60,8 @@ def create_app(host: Host) -> Starlette:
         await Connection(host, sessions, websocket).serve()
 
     async def ticket(request: Request) -> Response:
+        if caller_of(request.scope).by_ticket:  # or a ticket would be good for ever
+            return PlainTextResponse("a ticket gives no other ticket; show the token\n", 403)
         return JSONResponse({"ticket": access.tickets.issue(caller_of(request.scope)), "seconds": LIFE_S})
 
     async def health(_: Request) -> Response:

@@ -35,11 +35,10 @@ class Connection:
     async def serve(self) -> None:
         """Until the connection ends, or another one takes its session up."""
         caller: Caller | None = self._websocket.scope[SCOPE_KEY]
-        session = self._sessions.open(self._socket, caller or Caller.nobody_known())
+        session = self._sessions.open(self._socket, caller)
         unread = MOST_UNREAD
-        self._sessions.watch.add(self._socket)
         try:
-            if caller is None and not await self._logged_in(session):
+            if not session.admitted and not await self._logged_in(session):
                 return
             if caller is not None:
                 self._greet(session)
@@ -52,10 +51,11 @@ class Connection:
                     break
                 while self._is_far_behind(session):  # noqa: ASYNC110 - who does not take the answers need not ask on
                     await asyncio.sleep(WAITING_S)
+                if session.socket is not self._socket:  # another connection has it now, and sends this frame again
+                    break
                 session = await self._take(session, message.get("bytes"))
                 await asyncio.sleep(0)  # a flood of small frames must not hold up the other clients
         finally:
-            self._sessions.watch.discard(self._socket)
             if session.socket is self._socket:
                 self._sessions.left(session, for_good=self._socket.closed_by_client)
 
@@ -88,8 +88,12 @@ class Connection:
                 return True
         elif request is not None:
             session.fail(request.id, Unauthorized(f"this host asks for its token first: send {OPEN}"))
-        self._socket.end(UNAUTHORIZED, "the first message did not have the token")
+        self._turn_away("the first message did not have the token")
         return False
+
+    def _turn_away(self, reason: str) -> None:
+        self._host.counters.add("refused_connections", "token")
+        self._socket.end(UNAUTHORIZED, reason)
 
     async def _take(self, session: Session, frame: bytes | None) -> Session:
         """Begin what a frame asks for; the session that goes on from there."""
@@ -107,6 +111,8 @@ class Connection:
             result = await self._dispatch(fresh, request)
         except LatentwireError as error:
             fresh.fail(request.id, error)
+            if isinstance(error, Unauthorized):
+                self._turn_away("the token is wrong")
             return fresh
         if request.command == OPEN:
             fresh.answer(request.id, result)

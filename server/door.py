@@ -33,7 +33,7 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             send = _with_headers(send)
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in HEALTH):
+        if scope["type"] == "lifespan" or _asks_for_health(scope):
             await self._app(scope, receive, send)
             return
         answer = self._refusal(scope, HTTPConnection(scope)) or self._app
@@ -53,6 +53,10 @@ class Door:
             self._counters.add("refused_connections", "token")
             return _unauthorized(connection, MISSING)
         return None
+
+
+def _asks_for_health(scope: Scope) -> bool:
+    return scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] in HEALTH
 
 
 def _unauthorized(connection: HTTPConnection, reason: str) -> Response:

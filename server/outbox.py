@@ -45,6 +45,11 @@ class Outbox:
         self._replay: list[Message] = []  # last first
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to send, not even again."""
+        return not self._waiting and not self._replay
+
+    @property
     def waiting_size(self) -> int:
         """Bytes that wait to be sent."""
         return self._waiting_size

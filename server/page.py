@@ -20,7 +20,7 @@ const token = sessionStorage.getItem("latentwire.token");
 async function go(path, token) {
   const answer = await fetch("/ticket", {method: "POST", headers: {Authorization: `Bearer ${token}`}});
   if (!answer.ok) return false;
-  location.assign(`${path}?ticket=${(await answer.json()).ticket}`);
+  location.assign(`${location.origin}${path}?ticket=${(await answer.json()).ticket}`);
   return true;
 }
 const form = document.querySelector("form");

@@ -13,6 +13,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -80,6 +81,7 @@ class HostServer(uvicorn.Server):
     def __init__(self, app: Starlette, host: "Host", listener: socket.socket) -> None:
         super().__init__(server_config(app))
         self._app = app
+        self._ends = False
         self._host = host
         self._listener = listener
 
@@ -97,9 +99,18 @@ class HostServer(uvicorn.Server):
         """Whether to end now: also when the device is beyond help, so that a supervisor starts the process anew."""
         return await super().on_tick(counter) or self._host.engine.failed is not None
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._end_in_time()  # here: the event loop, which does the rest, may be blocked
+        super().handle_exit(sig, frame)
+
+    def _end_in_time(self) -> None:
+        if not self._ends:
+            self._ends = True
+            end_within(self._host.settings.server.shutdown_grace_s + ENDING_S)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace_s = self._host.settings.server.shutdown_grace_s
-        end_within(grace_s + ENDING_S)
+        self._end_in_time()
         self._host.drain()
         sessions: Sessions = self._app.state.sessions
         sessions.announce(Closing(grace_s))
@@ -126,8 +137,9 @@ def end_within(seconds: float) -> None:
     """End this process by force after so long, whatever hangs: a plugin's thread, say, that Python would wait for."""
 
     def end() -> None:
-        log.error("the host did not end within %g s, so it is ended by force", seconds)
-        logging.shutdown()
+        with suppress(OSError):  # by hand: what holds the process up may have the log's lock, too
+            os.set_blocking(2, False)
+            os.write(2, f"the host did not end within {seconds:g} s, so it is ended by force\n".encode())
         os._exit(1)
 
     timer = threading.Timer(seconds, end)

@@ -47,13 +47,17 @@ class Session:
 
     Attributes:
         caller: Who commands here; its `client` is the session's public id.
+        admitted: Whether it has shown that it may use the host; until then it is told nothing.
+        opened: Whether it has said by `session.open` who it is; nobody says so twice.
         token: Who has it may take the session up again.
         socket: Its connection's; None while it is away.
         received: How many messages of its client it has taken.
     """
 
-    def __init__(self, host: Host, post: Post, caller: Caller) -> None:
+    def __init__(self, host: Host, post: Post, caller: Caller, admitted: bool) -> None:
         self.caller = caller
+        self.admitted = admitted
+        self.opened = False
         self.token = f"{self.client}.{secrets.token_urlsafe(24)}"
         self.outbox = Outbox()
         self.socket: HostWebSocket | None = None
@@ -92,7 +96,7 @@ class Session:
     @property
     def is_behind(self) -> bool:
         """Whether something that it was told has not gone out yet."""
-        return bool(self.outbox.waiting_size) or (self.socket is not None and not self.socket.writable.is_set())
+        return not self.outbox.is_empty or (self.socket is not None and not self.socket.writable.is_set())
 
     def pump(self) -> None:
         """Send what the client takes; the rest waits here, where a newer preview takes an older one's place."""

@@ -17,6 +17,7 @@ from ..core.events import Event
 from ..core.host import Host
 from ..core.registry import PluginRegistry
 from ..core.requests import Strict, Whole
+from ..core.settings import PRINTABLE
 from .access import MAX_KEY, MIN_KEY, Access
 from .message import Message, event_body
 from .outbox import CONNECTED, Bound
@@ -51,6 +52,7 @@ class OpenParams(Strict):
         None,
         min_length=MIN_KEY,
         max_length=MAX_KEY,
+        pattern=PRINTABLE,
         description="a secret of your own: jobs and results of all sessions that were opened with it are yours",
     )
 
@@ -82,9 +84,9 @@ class Sessions:
         self._post = Post()
         self.watch = Watch(self.shed)
 
-    def open(self, websocket: HostWebSocket, caller: Caller) -> Session:
-        """A new session for a connection."""
-        session = Session(self._host, self._post, caller)
+    def open(self, websocket: HostWebSocket, caller: Caller | None) -> Session:
+        """A new session for a connection; without a caller it has yet to be admitted."""
+        session = Session(self._host, self._post, caller or Caller.nobody_known(), admitted=caller is not None)
         self._sessions[session.client] = session
         session.attach(websocket)
         return session
@@ -110,14 +112,18 @@ class Sessions:
             self._end(session)
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.gather(*self._ending)
+        while self._ending:
+            await asyncio.gather(*self._ending)
 
     async def _open(self, context: CommandContext, params: OpenParams) -> dict[str, Any]:
         """Show the host's token, and say whose jobs and results these are; only as the first command."""
         session, _ = self._fresh(context, OPEN)
-        if params.token is None and self._access.asks_for_token and not session.outbox.seq:  # it was not greeted yet
+        if session.opened:
+            raise BadMessage(f"{OPEN} comes once; this connection has sent it before")
+        if params.token is None and not session.admitted:
             raise Unauthorized(f"this host asks for its token: send it with {OPEN}")
         session.caller = self._access.log_in(session.caller, params.token, params.key)
+        session.admitted = session.opened = True
         return {"session": session.client, "observer": session.caller.observer}
 
     async def _ticket(self, context: CommandContext, params: NoParams) -> dict[str, Any]:
@@ -162,7 +168,8 @@ class Sessions:
         """Tell every client something that is the answer to no command."""
         body = event_body(event)
         for session in self._sessions.values():
-            session.tell(Message(None, body))
+            if session.admitted:
+                session.tell(Message(None, body))
 
     async def flushed(self, patience_s: float) -> None:
         """Until all that is told has been sent to those who are connected, or the time is over."""
@@ -218,7 +225,9 @@ class Sessions:
         self._timer = asyncio.get_running_loop().call_later(PERIOD_S, self._tend) if self._away else None
 
     def _end(self, session: Session) -> None:
-        del self._sessions[session.client]
+        if self._sessions.pop(session.client, None) is None:
+            return
+        session.detach()  # at once: its connection may be about to end, too
         self._away.pop(session, None)
         ending = asyncio.create_task(session.end())
         self._ending.add(ending)

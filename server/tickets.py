@@ -34,4 +34,4 @@ class Tickets:
         until, caller = self._valid.pop(ticket, (0.0, None))
         if caller is None or until <= monotonic():
             raise Unauthorized(f"the ticket is wrong, used, or older than {LIFE_S} s; ask for another one")
-        return Caller(Caller.nobody_known().client, caller.owner, caller.observer)
+        return Caller(Caller.nobody_known().client, caller.owner, caller.observer, by_ticket=True)

@@ -19,6 +19,7 @@ from websockets.http11 import Request
 from websockets.protocol import State
 
 from ..core.counters import Counters
+from .watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +27,15 @@ HARD_LIMIT = 4 << 20  # bytes of a message; the session refuses smaller ones mor
 STUCK_S = 14.0  # a client that takes not a byte for so long, while more waits for it, is given up within a second
 PING_INTERVAL_S = 20.0  # without a sign of life
 PING_TIMEOUT_S = 20.0
+HANDSHAKE_S = 10.0  # from the request to the answer
 CLOSE_TIMEOUT_S = 1.0  # for the client's own close frame
 KERNEL_UNSENT = 32 << 10  # bytes that the kernel may hold beyond those on their way
 READ_SIZE = 8 << 10  # bytes at once: the loop is everybody's, and a frame may have two bytes
 MAX_FRAGMENTS = 1_000  # of a message, and one more for each so many bytes that there are
 FRAGMENT_SIZE = 32
 NO_ANSWER, TOO_BIG, NO_TEXT = 1011, 1009, 1007  # close codes
+
+NO_HANDSHAKE = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 EXTENSION = "latentwire.websocket"
 """Where an ASGI scope has its `HostWebSocket`."""
@@ -49,9 +53,11 @@ class HostWebSocket(WebSocketsSansIOProtocol):
     _written = 0  # bytes so far, that is since it was accepted
     _taken = 0  # of them by the client's machine, when last looked at
     _taken_at = 0.0
+    _made_at = 0.0
     _heard_at = 0.0
     _ping_at = 0.0
     _ping_end = 0  # in bytes written
+    _pending = 0  # bytes that the client's machine has not taken, when last looked at
 
     @property
     def has_room(self) -> bool:
@@ -94,11 +100,19 @@ class HostWebSocket(WebSocketsSansIOProtocol):
 
     def check(self, now: float) -> None:
         """Give the client up if it takes nothing or does not answer; called every second or so."""
-        if self.close_sent or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        taken = self._written - self.transport.get_write_buffer_size() - _unacknowledged(self.transport)
-        moved = taken > self._taken
-        self._taken = taken
+        if not self.handshake_complete:
+            if now - self._made_at >= HANDSHAKE_S:
+                self._count_drop("slow")
+                self.transport.abort()
+            return
+        if self.close_sent:
+            return
+        pending = self.transport.get_write_buffer_size() + _unacknowledged(self.transport)
+        taken = self._written - pending
+        moved = taken > self._taken or pending < self._pending  # a plugin's own WebSocket writes past `_write`
+        self._taken, self._pending = taken, pending
         if moved:
             self._taken_at = now
         if not self.writable.is_set() and now - self._taken_at >= STUCK_S:
@@ -137,7 +151,17 @@ class HostWebSocket(WebSocketsSansIOProtocol):
         self.transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # asyncio's own, of its selector transports
         raw = transport.get_extra_info("socket")
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_UNSENT)
-        self._heard_at = self.loop.time()
+        self._made_at = self._heard_at = self.loop.time()
+        self._watch.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watch.discard(self)
+        super().connection_lost(exc)
+
+    @property
+    def _watch(self) -> Watch:
+        watch: Watch = self.app_state["watch"]
+        return watch
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -148,6 +172,11 @@ class HostWebSocket(WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         self._heard_at = self.loop.time()
         super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated and not self.transport.is_closing():
+            self.handshake_complete = self.close_sent = True  # uvicorn waits for what `websockets` gave up to read
+            self.transport.write(NO_HANDSHAKE)
+            self.transport.close()
+            self._abort_soon()
 
     def handle_cont(self, event: Frame) -> None:
         if self.close_sent:

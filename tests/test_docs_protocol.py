@@ -179,6 +179,7 @@ def test_the_limits_documented_are_those_of_the_program() -> None:
         f"`limits.images_mib`, {limits.images_mib} MiB",
         f"`limits.upload_mib`, {limits.upload_mib} MiB; {uploads.MOST} files",
         f"all sessions | {uploads.TOGETHER} times as much",
+        f"for an upload | {uploads.LIFE_S / 60:g} minutes",
         f"`limits.connections`, {limits.connections}; ",
         f"`limits.connections_per_address`, {limits.connections_per_address} ",
         f"fragments of a message | {websocket.MAX_FRAGMENTS:,}, and one more for each {websocket.FRAGMENT_SIZE} bytes",

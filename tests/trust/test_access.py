@@ -159,7 +159,7 @@ def test_beyond_loopback_a_token_is_made_unless_anyone_may_connect(tmp_path: Pat
 
 
 PATHS = ["/", "/docs/protocol", "/ticket", "/metrics", "/results/x.png", "/pipeline-state/", "/nowhere", "/ws"]
-AROUND = ["/?token={token}", "/?ticket=x", "/?ticket=", "//ws", "/healthz/../", "/healthz/", "/Healthz", "/healthz%2f"]
+AROUND = ["/?token={token}", "/?ticket=x", "/?ticket=", "/healthz/../", "/healthz/", "/Healthz", "/healthz%2f"]
 HEADERS: list[dict[str, Any]] = [
     {},
     {"Authorization": "Bearer"},
@@ -276,6 +276,7 @@ def test_a_ticket_is_good_once_for_http_and_for_a_socket(guarded: Server) -> Non
     with connect_sync(f"{guarded.url}?ticket={second}") as socket:
         assert msgpack.unpackb(socket.recv())["event"] == "hello"
     assert status(guarded.raw(handshake(f"/ws?ticket={second}"))) == 401
+    assert guarded.get(f"/ticket?ticket={ticket()}", "POST")[0] == 403
     assert status(guarded.raw(handshake(f"/ws?ticket={ticket()}", Origin="http://evil.example"))) == 403
     assert status(guarded.raw(handshake(f"/ws?ticket={ticket()}&ticket=x"))) == 101
 
@@ -360,3 +361,61 @@ def test_connections_are_counted_in_all_and_an_address(tmp_path: Path) -> None:
             for stream in idle[2:]:
                 stream.close()
             assert reason.encode() in answer
+
+
+# What a review found.
+
+
+@in_loop
+async def test_a_host_that_shuts_down_lets_nobody_in_without_the_token(tmp_path: Path) -> None:
+    with server(tmp_path, f"server.token={TOKEN}", "server.shutdown_grace_s=10") as started:
+        headers = {"Authorization": BEARER}
+        async with (
+            connect(started.url, subprotocols=[SUBPROTOCOL], additional_headers=headers) as known,
+            wire(started.url) as stranger,
+        ):
+            client = Wire(known, {})
+            await client.send(1, "generate", **LONG)
+            await client.until("started")
+            ending = asyncio.create_task(asyncio.to_thread(started.stop))
+            await client.until("closing")
+            await stranger.send(1, "session.open")
+            assert (await stranger.receive())["code"] == "unauthorized"  # and nothing before it
+            assert await end_of(stranger) == 4401
+            await client.send(2, "cancel", all=True)
+            await ending
+
+
+@in_loop
+async def test_a_wrong_token_ends_the_connection_wherever_it_comes(local: Server, guarded: Server) -> None:
+    async with connect(guarded.url, subprotocols=[SUBPROTOCOL], additional_headers={"Authorization": BEARER}) as known:
+        client = Wire(known, {})
+        await client.until("hello")
+        assert (await client.error(1, "session.open", token=OBSERVER + "?"))["code"] == "unauthorized"
+        assert await end_of(client) == 4401
+    async with wire(local.url) as client:
+        assert (await client.ask("session.open", key="a key of sixteen letters"))["observer"] is False
+        assert (await client.error(2, "session.open", key="another key of letters"))["code"] == "bad_message"
+        assert (await client.ask("ping"))["time"]
+
+
+@pytest.mark.parametrize("key", ["short", "x" * 201, "schl\xfcsselschl\xfcssel", " sixteen letters and a space"])
+def test_a_key_is_the_same_however_it_is_sent_or_refused(local: Server, key: str) -> None:
+    async def opened() -> None:
+        async with wire(local.url) as client:
+            assert (await client.error(1, "session.open", key=key))["code"] == "invalid_params"
+
+    asyncio.run(opened())
+    if key == key.strip():  # white space around a header's value is not part of it
+        assert status(local.raw(handshake(Latentwire_Key=key))) == 401
+
+
+def test_odd_addresses_are_refused_without_a_traceback(guarded: Server) -> None:
+    query = "&".join(f"a{number}=1" for number in range(200))
+    for asked in (request("GET", f"/?{query}", Host="127.0.0.1"), handshake(f"/ws?{query}")):
+        assert status(guarded.raw(asked)) == 401
+    for path in ("//evil.example/x", "//evil.example"):
+        for bearer in (None, BEARER):
+            asked = request("GET", path, Host="127.0.0.1", Authorization=bearer, Accept="text/html")
+            assert status(guarded.raw(asked)) == 403
+    assert not any("Traceback" in line for line in guarded.log)

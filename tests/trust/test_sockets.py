@@ -5,13 +5,14 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import psutil  # type: ignore[import-untyped]
 import pytest
+from websockets.asyncio.client import connect
 
 from latentwire.server import http as http_module
 from latentwire.server import watch as watch_module
@@ -188,6 +189,20 @@ def test_a_request_that_is_never_finished_is_dropped(quick: Served) -> None:
     assert quick.host.counters.of("dropped_connections")["slow"] >= 4
 
 
+@pytest.mark.parametrize(
+    "more", [{"Content_Length": "1"}, {"Transfer_Encoding": "chunked"}, {"Sec_WebSocket_Key": "x"}]
+)
+def test_an_upgrade_that_is_none_is_answered_and_ends(flooded: Server, more: dict[str, str]) -> None:
+    before = sockets_of(flooded)
+    with socket.create_connection(("127.0.0.1", flooded.port), timeout=20) as stream:
+        stream.sendall(handshake(Host=f"127.0.0.1:{flooded.port}", **more))
+        answer = b""
+        while part := stream.recv(65536):
+            answer += part
+        assert status(answer) == 400
+    wait_for(lambda: sockets_of(flooded) <= before, "the connection to be freed", 20)
+
+
 def test_an_answer_that_nobody_reads_is_dropped(quick: Served) -> None:
     port = int(quick.http.rpartition(":")[2])
     asked = f"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
@@ -314,6 +329,9 @@ async def forever(context, params):
         except BaseException:
             pass
 
+async def block(context, params):
+    time.sleep(3600)
+
 async def in_thread(context, params):
     threading.Thread(target=time.sleep, args=[3600]).start()
     return {}
@@ -322,6 +340,7 @@ async def in_thread(context, params):
 def register(registry):
     registry.add_command("forever", NoParams, forever)
     registry.add_command("in_thread", NoParams, in_thread)
+    registry.add_command("block", NoParams, block)
 """
 
 
@@ -337,3 +356,29 @@ async def test_a_plugin_that_will_not_end_holds_up_nothing_for_long(tmp_path: Pa
             begin = time.monotonic()
             await asyncio.to_thread(started.stop)
             assert time.monotonic() - begin < 6
+
+
+@in_loop
+async def test_nor_does_one_that_blocks_the_event_loop(tmp_path: Path) -> None:
+    (tmp_path / "hang.py").write_text(HANG)
+    toml = '[[plugins]]\nname = "hang"\npath = "hang.py"\n'
+    with server(tmp_path, "server.shutdown_grace_s=1", toml=toml) as started:
+        async with connect(started.url) as client:
+            await client.send(msgpack.packb({"id": 1, "command": "block"}))
+            await asyncio.sleep(0.5)
+            begin = time.monotonic()
+            assert await asyncio.to_thread(started.stop) == 1
+            assert time.monotonic() - begin < 7
+            client.transport.abort()
+
+
+@in_loop
+async def test_eight_clients_that_claim_uploads_keep_nobody_from_uploading() -> None:
+    with serving(limits={"upload_mib": 1}) as served:
+        async with AsyncExitStack() as stack:
+            for _ in range(9):
+                other = await stack.enter_async_context(wire(served.url))
+                await other.ask("uploads.begin", size=1 << 20)
+            client = await stack.enter_async_context(wire(served.url))
+            upload = (await client.ask("uploads.begin", size=1000))["upload"]
+            assert (await client.ask("uploads.append", upload=upload, data=bytes(1000)))["received"] == 1000
