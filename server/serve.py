@@ -42,7 +42,11 @@ log = logging.getLogger(__name__)
 
 
 def serve(file: Path | None, overrides: list[str]) -> int:
-    """Serve until interrupted; the process's exit status: 2 for wrong settings, 1 for a device that keeps failing."""
+    """Serve until interrupted, and end the process: with status 0, or 1 for a device that keeps failing.
+
+    Returns:
+        2, where the settings are wrong.
+    """
     try:
         settings = _with_token(load_settings(file, os.environ, overrides))
         set_up(settings.server.log)
@@ -54,7 +58,10 @@ def serve(file: Path | None, overrides: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once all is done, and that is a good end
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a person ends it
         HostServer(app, host, listener).run(sockets=[listener])
-    return 0 if host.engine.failed is None else 1
+    logging.shutdown()
+    sys.stdout.flush()
+    # Python's own end would wait for a plugin's threads, and abort in a kernel that one of ours has not come back from
+    os._exit(0 if host.engine.failed is None else 1)
 
 
 def server_config(app: ASGIApp) -> uvicorn.Config:
