@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import random
 import re
 import sys
@@ -223,6 +224,8 @@ def main() -> int:
         "server": {"resume_grace_s": 5},
         "limits": {"images_mib": 1},
     }
+    watch = Path(__file__).parents[1] / "tests" / "trust" / "audited"  # no file of elsewhere, no call out
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(watch), *filter(None, [os.environ.get("PYTHONPATH")])])
     with served(tables, {"counts": plugin}) as host:
 
         async def run() -> tuple[dict[str, int], dict[str, int], int, list[Client]]:
@@ -236,7 +239,7 @@ def main() -> int:
         before, after, grown, clients = asyncio.run(run())
         lines = [line for _, line in host.log]
     log = [line for line in lines if RAISED.match(line) and ASKED_FOR not in line]
-    log += [line for line in lines if line.startswith(("ERROR", "CRITICAL")) and not JOB_FAILED.match(line)]
+    log += [line for line in lines if line.startswith(("ERROR", "CRITICAL", "AUDIT")) and not JOB_FAILED.match(line)]
     unended = sum(len(client.open) for client in clients)
     figures = {
         "seed": options.seed,
