@@ -1,6 +1,6 @@
 """Do clients that come, go, cancel, resume, fail and talk nonsense leave anything behind in a host?
 
-    python benchmarks/soak.py --seconds 600
+    python benchmarks/soak.py [--seconds 600] [--warm-up 120] [--seed N]
 
 Each of 32 clients does random things for the whole time; some of its requests fail in a plugin. In the end all is
 quiet: every command must have had exactly one terminal event, every accepted job with it, and the host be back at what
@@ -214,6 +214,9 @@ async def soak(url: str, seconds: float, seed: int, met: Counter[str]) -> list[C
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument(
+        "--warm-up", type=float, default=120, help="until its pools of threads are as large as they get"
+    )
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args()
     print(f"seed {options.seed}", file=sys.stderr)
@@ -229,7 +232,7 @@ def main() -> int:
     with served(tables, {"counts": plugin}) as host:
 
         async def run() -> tuple[dict[str, int], dict[str, int], int, list[Client]]:
-            await soak(host.socket, max(20.0, options.seconds / 5), options.seed + 1000, Counter())
+            await soak(host.socket, options.warm_up, options.seed + 1000, Counter())
             await asyncio.sleep(7)  # sessions that were left behind end
             before, memory = await at_rest(host.socket), host.memory
             clients = await soak(host.socket, options.seconds, options.seed, met)
