@@ -1,4 +1,4 @@
-# make serve: run the host.  make test: run the tests.  Whatever needs .venv sets it up.
+# make serve: run the host.  make test: run the tests.  make slow: those that take long.  Whatever needs .venv sets it up.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -12,7 +12,10 @@ serve: $(VENV)/serve.done
 	$(BIN)/latentwire serve $(ARGS)
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+slow: $(VENV)/dev.done
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .

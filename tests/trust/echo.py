@@ -1,10 +1,9 @@
-"""A server that echoes, with the host's own WebSocket under it: `python -m latentwire.tests.trust.echo [deflate]`.
+"""A server that echoes, with the host's own WebSocket under it: `python -m latentwire.tests.trust.echo`.
 
-It prints its port. A message may be larger than a host takes: there are cases of 16 MiB. `deflate` is off in a host.
+It prints its port. A message may be larger than a host takes: there are cases of 16 MiB.
 """
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -37,7 +36,6 @@ async def serve() -> None:
     """Until it is killed."""
     config = server_config(Starlette(routes=[WebSocketRoute("/", echo)], lifespan=lifespan))
     config.ws_max_size = 32 << 20
-    config.ws_per_message_deflate = "deflate" in sys.argv[1:]
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
