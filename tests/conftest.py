@@ -24,6 +24,7 @@ ENGINE = {"device": "cpu", "max_batch_rows": 32}  # not measured: what else the 
 torch.set_num_threads(1)
 
 audit.install()
+audit.watch_torch()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ followed, not in those last. Connections: to loopback, or a Unix socket. Pickles
 the host's own code. An event costs some microseconds.
 """
 
+import functools
 import os
 import sys
 import tempfile
@@ -32,6 +33,20 @@ violations: list[str] = []
 def install() -> None:
     """Watch this process from now on; there is no way back."""
     sys.addaudithook(_hook)
+
+
+def watch_torch() -> None:
+    """Catch every `torch.load`, also of weights alone, for which Python has no event; loads torch."""
+    import torch
+
+    load = torch.load
+
+    @functools.wraps(load)
+    def caught(*args: Any, **kwargs: Any) -> Any:
+        _caught("called torch.load")
+        return load(*args, **kwargs)
+
+    torch.load = caught
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:

@@ -21,6 +21,7 @@ from ..conftest import wait_for
 
 TOKEN = "the token of this test"
 OBSERVER = "the token of an observer"
+AUDITED = str(Path(__file__).with_name("audited"))  # lets `audit.py` watch the server
 
 
 class Server:
@@ -47,7 +48,7 @@ class Server:
         options = [part for setting in settings for part in ("--set", setting)]
         command = [sys.executable, "-m", "latentwire", "serve", "--host", listen, "--port", "0", "--device", "cpu"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LATENTWIRE_")}
-        environment |= variables
+        environment |= {"PYTHONPATH": os.pathsep.join([AUDITED, *sys.path]), **variables}
         self.process = subprocess.Popen(
             [*command, "--config", str(file), *options],
             stdout=subprocess.PIPE,
@@ -128,6 +129,8 @@ def server(folder: Path, *settings: str, **options: Any) -> Iterator[Server]:
             started.process.kill()
             started.process.wait(30)
         started._reader.join(10)
+        caught = [line for line in started.log if line.startswith("AUDIT:")]
+        assert not caught, "\n".join(caught)
         for pipe in (started.process.stdout, started.process.stderr):
             if pipe is not None:
                 pipe.close()

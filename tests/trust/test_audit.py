@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentwire import connect_sync
+
 from . import audit
+from .served import server
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +30,8 @@ def test_torch_load_is_caught() -> None:
         file.seek(0)
         audit.violations.clear()
         torch.load(file, weights_only=weights_only)
-        if not weights_only:
-            assert any("unpickled" in what for what in audit.violations)
+        assert "called torch.load" in audit.violations
+        assert weights_only or any("unpickled" in what for what in audit.violations)
 
 
 def test_an_unpickler_below_the_host_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +69,31 @@ def test_what_is_allowed_is_not(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(server.getsockname()).close()
     assert audit.violations == []
+
+
+LEAK = """
+import pickle, socket
+from pathlib import Path
+from latentwire import NoParams, hookimpl
+
+async def leak(context, params):
+    try:
+        Path("/srv/secret.safetensors").read_bytes()
+    except OSError:
+        pass
+    return {}
+
+@hookimpl
+def register(registry):
+    registry.add_command("leak", NoParams, leak)
+"""
+
+
+def test_a_server_in_its_own_process_is_watched_too(tmp_path: Path) -> None:
+    (tmp_path / "leak.py").write_text(LEAK)
+    with (
+        pytest.raises(AssertionError, match="AUDIT: opened /srv/secret"),
+        server(tmp_path, toml='[[plugins]]\nname = "leak"\npath = "leak.py"\n') as started,
+        connect_sync(started.url) as client,
+    ):
+        client.call("leak")
