@@ -129,11 +129,11 @@ def server(folder: Path, *settings: str, **options: Any) -> Iterator[Server]:
             started.process.kill()
             started.process.wait(30)
         started._reader.join(10)
-        caught = [line for line in started.log if line.startswith("AUDIT:")]
-        assert not caught, "\n".join(caught)
         for pipe in (started.process.stdout, started.process.stderr):
             if pipe is not None:
                 pipe.close()
+        caught = [line for line in started.log if line.startswith("AUDIT:")]
+        assert not caught, "\n".join(caught)
 
 
 def handshake(path: str = "/ws", **headers: str | list[str] | None) -> bytes:

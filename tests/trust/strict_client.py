@@ -74,6 +74,7 @@ class StrictClient:
         self._frames: deque[bytes | str] = deque(maxlen=KEPT)  # that the host counts, the latest of them
         self._count = 0  # of all of them
         self._nameless_due = 0  # errors without an id
+        self._perhaps: set[int] = set()  # commands that may still get an answer
         self._replay_end: int | None = None  # the command whose answer comes after all that comes again
         self._slots: dict[str, int] = {}  # the revision that has begun last
 
@@ -183,8 +184,10 @@ class StrictClient:
             return False
         if answer["seq"] != self.seq:
             self._fault(f"session.resume has the number {answer['seq']}, wanted {self.seq}")
-        for sent in [sent for sent in self.open.values() if not sent.counted]:
-            del self.open[sent.id]  # may have got lost, and is not told of
+        uncounted = [sent for sent in self.open.values() if not sent.counted]
+        self._perhaps |= {sent.id for sent in uncounted}  # may have got lost, and nobody tells of it
+        for sent in uncounted:
+            del self.open[sent.id]
         self._replay_end = self._new_id()
         self._start_reading()
         taken = answer["result"]["received"]
@@ -270,6 +273,9 @@ class StrictClient:
             return
         if number is None:
             self._look_at_nameless(message)
+            return
+        if number in self._perhaps and event == "error":
+            self._perhaps.remove(number)
             return
         if number not in self.open:
             self._fault(f"a message of a command that has ended, or never was: {_short(message)}")
