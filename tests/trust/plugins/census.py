@@ -18,7 +18,13 @@ from latentwire.core.run import Run
 from latentwire.server.session import Session
 from latentwire.server.websocket import HostWebSocket
 
+CREWS = ("prepare", "finish")  # their threads come as they are needed and stay, too
 COUNTED = {"jobs": Job, "runs": Run, "sessions": Session, "sockets": HostWebSocket}
+
+
+def is_under_way(one: greenlet) -> bool:
+    """Whether it has begun and not ended; a thread's own first greenlet, which has no parent, does not count."""
+    return bool(one) and not one.dead and one.parent is not None
 
 
 async def census(context: CommandContext, params: NoParams) -> dict[str, Any]:
@@ -30,11 +36,12 @@ async def census(context: CommandContext, params: NoParams) -> dict[str, Any]:
     # a pool's threads come as they are needed and stay, up to the pool's bound
     pools = {f"{id(pool)}": pool for pool in everything if type(pool) is ThreadPoolExecutor}
     pooled = {thread for pool in pools.values() for thread in pool._threads}
+    pooled |= {thread for thread in threading.enumerate() if thread.name in CREWS}
     result = {
         "tasks": len(asyncio.all_tasks()),
         "threads": sum(thread not in pooled for thread in threading.enumerate()),
         "pools": len(pools),
-        "greenlets": sum(type(thing) is greenlet and bool(thing) and not thing.dead for thing in everything),
+        "greenlets": sum(type(thing) is greenlet and is_under_way(thing) for thing in everything),
         "descriptors": len(os.listdir("/proc/self/fd")),
         **kinds,
     }
