@@ -17,6 +17,7 @@ from typing import Any
 PROJECT = os.path.realpath(Path(__file__).parents[2])
 OURS = tuple(os.path.join(PROJECT, room, "") for room in ("core", "server", "plugins", "client"))
 UNPICKLERS = ("/torch/serialization.py", "/torch/_weights_only_unpickler.py", "/numpy/lib/", "/joblib/")
+COMPILER = ("/torch/_inductor/", "/torch/_functorch/")  # torch.compile's cache of its own code; see docs/security.md
 HOME = os.path.expanduser("~")
 PREFIXES = (sys.prefix, sys.base_prefix, sys.exec_prefix, *filter(os.path.isabs, sys.path))
 PYTHON = {os.path.realpath(place) for place in PREFIXES}
@@ -81,6 +82,8 @@ def _unpickled(name: str) -> None:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
+        if any(part in file for part in COMPILER):
+            return
         if any(part in file for part in UNPICKLERS) or os.path.realpath(file).startswith(OURS):
             _caught(f"unpickled {name} in {file}")
             return

@@ -53,7 +53,10 @@ def dangling(folder: Path) -> None:
 
 HALVES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (lambda folder: cut(folder / UNET), "damaged"),
-    "only a header's start": (lambda folder: (folder / UNET).write_bytes(b"\x10\x27\0\0\0\0\0\0{"), "no safetensors file"),
+    "only a header's start": (
+        lambda folder: (folder / UNET).write_bytes(b"\x10\x27\0\0\0\0\0\0{"),
+        "no safetensors file",
+    ),
     "empty": (lambda folder: (folder / UNET).write_bytes(b""), "no safetensors file"),
     "missing": (lambda folder: (folder / UNET).unlink(), "holds no .safetensors weights"),
     "still incomplete": (
