@@ -218,14 +218,15 @@ class Loop:
         return any(run.stopped or not run.paused for run in [*self._runs, *self._queue])
 
     def _drop_stopped(self) -> None:
-        unbegun = [run for run in self._queue if run.stopped]
-        stopped = [run for run in self._runs if run.stopped]
+        # each is looked at once: one that another thread stops just now must not be gone without its end
+        unbegun = dict.fromkeys(run for run in self._queue if run.stopped)
+        stopped = dict.fromkeys(run for run in self._runs if run.stopped)
         if unbegun:
-            self._queue = [run for run in self._queue if not run.stopped]
+            self._queue = [run for run in self._queue if run not in unbegun]
             for run in unbegun:
                 self._finish(run, None, run.stopped)
         if stopped:
-            self._runs = [run for run in self._runs if not run.stopped]
+            self._runs = [run for run in self._runs if run not in stopped]
             for run in stopped:
                 self._resume(run, error=run.stopped)
 

@@ -218,6 +218,30 @@ def test_a_stopped_run_unwinds_its_pipeline(shared: Host) -> None:
     assert not shared.engine.running
 
 
+def test_a_run_that_is_stopped_while_others_are_taken_out_has_its_end_too(shared: Host) -> None:
+    ends = [Future[Any]() for _ in range(11)]
+    *others, last = [Run("fast", lambda: None, lambda _, error, end=end: end.set_result(error)) for end in ends]  # type: ignore[misc]
+    unstopped = list(others)
+
+    class Reason(JobCancelled):
+        """Each look at it stops another run, as another thread might just then."""
+
+        def __bool__(self) -> bool:
+            if unstopped:
+                unstopped.pop().stop(JobCancelled("meanwhile"))
+            return True
+
+    for run in (*others, last):
+        run.paused = True  # so that none begins
+    shared.engine.submit(*others, last)
+    last.stop(Reason("enough"))
+    ends[-1].result(timeout=30)
+    for run in others:
+        run.stop(JobCancelled("enough"))
+    for end in ends:
+        assert isinstance(end.result(timeout=30), JobCancelled)
+
+
 def test_gradients_stay_off_when_greenlets_leave_their_no_grad_blocks_out_of_order(shared: Host) -> None:
     linear = torch.nn.Linear(2, 2)
     install_gate(linear)
