@@ -12,17 +12,16 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..core.counters import Counters
 from ..core.settings import LimitSettings
-from .watch import Watch
+from .watch import Watched
+from .websocket import STUCK_S
 
 REQUEST_S = 10.0  # for a request's head, from its first byte or the connection's start
 BODY_S = 30.0  # without a byte of a body that is still to come
-STUCK_S = 14.0  # without a byte of an answer being taken
 REFUSED_S = 1.0  # to take the refusal
 
 
-class HostHttp(H11Protocol):
+class HostHttp(Watched, H11Protocol):
     """One connection. Needs the lifespan's state: `watch`, `limits` and `counters`."""
 
     _refused = False
@@ -81,16 +80,6 @@ class HostHttp(H11Protocol):
         if late:
             self._counters.add("dropped_connections", "slow")
             self.transport.abort()
-
-    @property
-    def _watch(self) -> Watch:
-        watch: Watch = self.app_state["watch"]
-        return watch
-
-    @property
-    def _counters(self) -> Counters:
-        counters: Counters = self.app_state["counters"]
-        return counters
 
     def _over_limit(self) -> str | None:
         """Why this connection is one too many, if it is."""

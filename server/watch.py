@@ -4,18 +4,33 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any
+
+from ..core.counters import Counters
 
 log = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
 
 
-class Watched(Protocol):
-    """A connection."""
+class Watched:
+    """A connection of uvicorn's, with what the app's lifespan lends it: `watch` and `counters`."""
+
+    app_state: dict[str, Any]
+
+    @property
+    def _watch(self) -> "Watch":
+        watch: Watch = self.app_state["watch"]
+        return watch
+
+    @property
+    def _counters(self) -> Counters:
+        counters: Counters = self.app_state["counters"]
+        return counters
 
     def check(self, now: float) -> None:
         """Look after it; `now` is the loop's time."""
+        raise NotImplementedError
 
 
 class Watch:

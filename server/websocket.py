@@ -18,8 +18,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import State
 
-from ..core.counters import Counters
-from .watch import Watch
+from .watch import Watched
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ EXTENSION = "latentwire.websocket"
 """Where an ASGI scope has its `HostWebSocket`."""
 
 
-class HostWebSocket(WebSocketsSansIOProtocol):
+class HostWebSocket(Watched, WebSocketsSansIOProtocol):
     """One connection.
 
     Attributes:
@@ -104,7 +103,7 @@ class HostWebSocket(WebSocketsSansIOProtocol):
             return
         if not self.handshake_complete:
             if now - self._made_at >= HANDSHAKE_S:
-                self._count_drop("slow")
+                self._counters.add("dropped_connections", "slow")
                 self.transport.abort()
             return
         if self.close_sent:
@@ -117,13 +116,13 @@ class HostWebSocket(WebSocketsSansIOProtocol):
             self._taken_at = now
         if not self.writable.is_set() and now - self._taken_at >= STUCK_S:
             log.warning("a client took nothing for %g s; its connection is dropped", STUCK_S)
-            self._count_drop("stuck")
+            self._counters.add("dropped_connections", "stuck")
             self.transport.abort()
         elif self.pending_ping_payload is not None:
             if moved and taken < self._ping_end:
                 self._ping_at = now  # it cannot have come to the ping yet
             elif now - self._ping_at >= PING_TIMEOUT_S:
-                self._count_drop("silent")
+                self._counters.add("dropped_connections", "silent")
                 self.conn.fail(NO_ANSWER, "keepalive ping timeout")
                 self._write(b"".join(self.conn.data_to_send()))
                 self.transport.abort()
@@ -132,10 +131,6 @@ class HostWebSocket(WebSocketsSansIOProtocol):
             self.conn.send_ping(self.pending_ping_payload)
             self._write(b"".join(self.conn.data_to_send()))
             self._ping_at, self._ping_end = now, self._written
-
-    def _count_drop(self, reason: str) -> None:
-        counters: Counters = self.app_state["counters"]
-        counters.add("dropped_connections", reason)
 
     def _write(self, data: bytes) -> None:
         if not self.transport.is_closing():
@@ -157,11 +152,6 @@ class HostWebSocket(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.discard(self)
         super().connection_lost(exc)
-
-    @property
-    def _watch(self) -> Watch:
-        watch: Watch = self.app_state["watch"]
-        return watch
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -186,7 +176,7 @@ class HostWebSocket(WebSocketsSansIOProtocol):
         super().handle_cont(event)
         if len(self.frames) > MAX_FRAGMENTS + self._fragment_bytes // FRAGMENT_SIZE:
             self.frames = []
-            self._count_drop("fragments")
+            self._counters.add("dropped_connections", "fragments")
             self.conn.send_close(TOO_BIG, "the message has too many small fragments")
             self.handle_parser_exception()
 

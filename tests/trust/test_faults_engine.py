@@ -31,6 +31,20 @@ KINDS: dict[str, Callable[[], BaseException]] = {
 }
 
 
+def failing_while_others_wait(host: Host) -> Callable[[Forward], Forward]:
+    """A forward that the device fails in for as long as the engine's queue is not empty."""
+
+    def wrap(real: Forward) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if host.engine.queued:
+                raise KINDS["accelerator"]()
+            return real(*args, **kwargs)
+
+        return forward
+
+    return wrap
+
+
 def ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/readyz") as answer:
@@ -110,16 +124,7 @@ def test_a_job_that_is_prepared_again_begins_with_what_was_asked(tmp_path: Path)
     with running_host(engine=engine, plugins=[plugin(tmp_path, "fills_in", source)]) as host:
         host.warm_up()
         expected = draw(host, mode="exact").data
-
-        def wrap(real: Forward) -> Forward:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                if host.engine.queued:
-                    raise KINDS["accelerator"]()
-                return real(*args, **kwargs)
-
-            return forward
-
-        with forward_of(gate(host, "unet"), wrap):
+        with forward_of(gate(host, "unet"), failing_while_others_wait(host)):
             first, second = draw_all(host, {"num_inference_steps": 300}, {"mode": "exact"})
         assert first.code == "engine_restarted"
         assert second.data == expected
@@ -294,16 +299,7 @@ def test_steps_of_a_restarted_job_are_not_told_twice() -> None:
     """A job that was displaced shows each of its steps once."""
     with running_host(engine={"device": "cpu", "max_batch_rows": 2, "max_running": 1}) as host:
         host.warm_up()
-
-        def wrap(real: Forward) -> Forward:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                if host.engine.queued:
-                    raise KINDS["accelerator"]()
-                return real(*args, **kwargs)
-
-            return forward
-
-        with forward_of(gate(host, "unet"), wrap):
+        with forward_of(gate(host, "unet"), failing_while_others_wait(host)):
             made = draw_all(host, {"num_inference_steps": 300}, {})
         steps = [event.step for event in made[1].events if isinstance(event, Step)]
         assert steps == [1, 2, 3]

@@ -5,7 +5,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -344,11 +344,18 @@ def register(registry):
 """
 
 
+@contextmanager
+def hanging(folder: Path) -> Iterator[Server]:
+    """A server with that plugin, and a second to shut down in."""
+    (folder / "hang.py").write_text(HANG)
+    toml = '[[plugins]]\nname = "hang"\npath = "hang.py"\n'
+    with server(folder, "server.shutdown_grace_s=1", toml=toml) as started:
+        yield started
+
+
 @in_loop
 async def test_a_plugin_that_will_not_end_holds_up_nothing_for_long(tmp_path: Path) -> None:
-    (tmp_path / "hang.py").write_text(HANG)
-    toml = '[[plugins]]\nname = "hang"\npath = "hang.py"\n'
-    with server(tmp_path, "server.shutdown_grace_s=1", toml=toml) as started:
+    with hanging(tmp_path) as started:
         async with wire(started.url) as client:
             await client.ask("in_thread")
             await client.send(1, "forever")
@@ -360,9 +367,7 @@ async def test_a_plugin_that_will_not_end_holds_up_nothing_for_long(tmp_path: Pa
 
 @in_loop
 async def test_nor_does_one_that_blocks_the_event_loop(tmp_path: Path) -> None:
-    (tmp_path / "hang.py").write_text(HANG)
-    toml = '[[plugins]]\nname = "hang"\npath = "hang.py"\n'
-    with server(tmp_path, "server.shutdown_grace_s=1", toml=toml) as started:
+    with hanging(tmp_path) as started:
         async with connect(started.url) as client:
             await client.send(msgpack.packb({"id": 1, "command": "block"}))
             await asyncio.sleep(0.5)
