@@ -10,7 +10,7 @@ KNOWN = ["7.1.5"]
 """Fails with the library `websockets` itself: a close in the middle of a message is answered as a broken one."""
 
 RUN = """
-import asyncio, json, sys
+import asyncio, json, os, sys
 from kosoku import FailureError, run_fuzzingclient
 async def run():
     try:
@@ -19,6 +19,8 @@ async def run():
         results = error.results
     print(json.dumps([[r.case_id, r.passed, r.behavior.value, f"{r.result} {r.result_close}"] for r in results]))
 asyncio.run(run())
+sys.stdout.flush()
+os._exit(0)  # its own threads abort the process now and then when the interpreter ends
 """
 
 
