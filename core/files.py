@@ -54,11 +54,7 @@ def check_inside(files: FileSettings, file: Path) -> None:
         from huggingface_hub.constants import HF_HUB_CACHE
 
         roots.append(Path(HF_HUB_CACHE).resolve())
-    try:
-        inside = _inside(_resolved(file), roots)
-    except (OSError, RuntimeError):
-        inside = False
-    if not inside:
+    if not _stays_inside(file, roots):
         raise _refused(file.name, "path", f"{file.name!r:.200} leads out of the host's folders")
 
 
@@ -78,6 +74,14 @@ def _inside(path: Path, roots: Iterable[Path]) -> bool:
     return any(path.is_relative_to(root) for root in roots)
 
 
+def _stays_inside(path: Path, roots: Iterable[Path]) -> bool:
+    """Whether it lies in a root, links followed."""
+    try:
+        return _inside(_resolved(path), roots)
+    except (OSError, RuntimeError):
+        return False
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -87,13 +91,28 @@ def _exists(path: Path) -> bool:
 
 def _nearest(name: str, roots: Sequence[Path]) -> str:
     """What a client could have meant: the weights two levels down that are all there, but for parts of whole models."""
-    files = [file for root in roots for file in root.glob("*/*.safetensors")]
-    folders = [file.parent for root in roots for file in root.glob("*/*/*.safetensors")]
-    folders = [folder for folder in folders if not (folder.parent / "model_index.json").exists()]
-    found = [path for path in dict.fromkeys(files + folders) if _inside(path.resolve(), roots) and is_whole(path)]
-    names = [str(path.relative_to(root)) for path in found for root in roots if path.is_relative_to(root)]
-    near = difflib.get_close_matches(name[:200], names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(names)[:20]) or 'none'}"
+    found = []
+    for root in roots:
+        for folder in (folder for folder in _listed(root) if _stays_inside(folder, roots)):
+            whole_model = _exists(folder / "model_index.json")
+            for path in (path for path in _listed(folder) if _stays_inside(path, roots)):
+                weights = path.suffix == ".safetensors" or (not whole_model and _holds_weights(path))
+                if weights and is_whole(path):
+                    found.append(str(path.relative_to(root)))
+    near = difflib.get_close_matches(name[:200], found, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(found)[:20]) or 'none'}"
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where there is no folder, or none that may be read: links may lead anywhere."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(file.suffix == ".safetensors" for file in _listed(folder))
 
 
 def local_models(models: Mapping[str, ModelSettings]) -> dict[str, ModelSettings]:

@@ -178,6 +178,7 @@ def make_folders(folder: Path) -> Path:
     (root / "file.safetensors").symlink_to(folder / "outside" / "secret.safetensors")
     (root / "up").symlink_to("..")
     (root / "loop").symlink_to("loop")
+    (root / "nets" / "circle.safetensors").symlink_to("circle.safetensors")
     (root / "ping").symlink_to("pong")
     (root / "pong").symlink_to("ping")
     (root / "nets" / "one" / "slash").symlink_to("/")
