@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .core.adapters import Adapter, LowRank
     from .core.build import PipelineBuild, PipelineCall
     from .core.caller import Caller, caller_of
+    from .core.clock import Clock
     from .core.commands import CommandContext, NoParams, validate
     from .core.errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, PluginError, UnknownImage
     from .core.events import Event, JobEvent, Picture, Subscribed
@@ -49,6 +50,7 @@ _HOME = {
     "CallContext": "core.hookspecs",
     "ClientContext": "core.hookspecs",
     "Caller": "core.caller",
+    "Clock": "core.clock",
     "CommandContext": "core.commands",
     "EncodedContext": "core.hookspecs",
     "Event": "core.events",
@@ -103,6 +105,7 @@ __all__ = [
     "CallContext",
     "Caller",
     "ClientContext",
+    "Clock",
     "CommandContext",
     "EncodedContext",
     "Event",

@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from time import monotonic, time
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
@@ -358,7 +358,7 @@ async def describe_host(context: CommandContext, params: NoParams) -> dict[str, 
 
 async def ping(context: CommandContext, params: NoParams) -> dict[str, Any]:
     """Answer with the host's clock, in seconds since 1970."""
-    return {"time": time()}
+    return {"time": context.host.clock.time()}
 
 
 def register_core(registry: PluginRegistry, request_model: type[GenerateRequest]) -> None:

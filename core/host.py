@@ -14,6 +14,7 @@ import torch
 from PIL.Image import Image as PILImage
 
 from .caller import Caller
+from .clock import Clock
 from .commands import CommandContext, register_core, validate
 from .counters import Counters
 from .describe import describe
@@ -60,12 +61,16 @@ MEASURING_S = 1.0
 class Host:
     """Answers commands. Make it, call `warm_up` from a thread if you like, and `close` it.
 
+    Args:
+        clock: In place of the machine's own, for tests.
+
     Raises:
         SettingsError: the device is not there, or the default scheduler is unknown.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.settings = settings
+        self.clock = clock or Clock()
         self.device = _device(settings.engine.device)
         self.guard = PluginGuard(settings.engine.plugin_timeout_s)
         self.loop_watch = LoopWatch(self.guard.watchdog, self.guard.strikes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
+from .clock import Clock
 from .errors import PluginError
 from .events import Event
 from .plugin_guard import PluginGuard
@@ -154,11 +155,13 @@ class Registry:
 class PluginRegistry:
     """What one plugin registers; it counts only when the plugin's `register` returns.
 
-    `settings` are the plugin's own from plugins.toml, an instance of its `Settings` model (None without one).
+    `settings` are the plugin's own from plugins.toml, an instance of its `Settings` model (None without one). `clock`
+    is the host's: it tells the time, and a test may move it.
     """
 
     plugin: str
     settings: Any = None
+    clock: Clock = field(default_factory=Clock)
     commands: dict[str, CommandEntry] = field(default_factory=dict)
     fields: dict[str, type[BaseModel]] = field(default_factory=dict)
     updates: dict[str, type[BaseModel]] = field(default_factory=dict)

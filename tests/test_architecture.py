@@ -21,6 +21,7 @@ ALLOWED = {
     "server": {"server", "core", "client", ""},
     "client": {"client", "core.events", "server.codec"},
     "plugins": {""},
+    "testing": {"testing", "server", "client", "core", ""},
     "training": {"training"},
 }
 

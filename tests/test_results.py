@@ -627,7 +627,7 @@ def test_a_row_is_never_added_for_a_file_that_a_sweep_took(tmp_path: Path) -> No
     files.remove(result)
     row = Result(result, time.time(), "job", 0, "", "", "emoji", 1, 64, 64, 7, {}, "me")
     with pytest.raises(FileNotFoundError):
-        index.add(row, Settings(), files.path(result).exists)
+        index.add(row, Settings(), 0.0, files.path(result).exists)
     assert index.get(result) is None
 
 

@@ -80,6 +80,7 @@ class Plugin:
         registry.add_command("results.reproduce", ReproduceParams, self.reproduce)
         registry.add_routes(self.routes)
         if self._store is not None:
+            self._store.clock = registry.clock
             threading.Thread(target=self._store.tidy, name="results-tidy", daemon=True).start()
 
     @hookimpl

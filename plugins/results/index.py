@@ -72,10 +72,11 @@ class Index:
             connection.execute("ROLLBACK")
             connection.execute(f"PRAGMA busy_timeout = {round(1000 * PATIENCE_S)}")
 
-    def add(self, result: Result, bounds: Settings, is_there: Callable[[], bool]) -> list[str]:
+    def add(self, result: Result, bounds: Settings, now: float, is_there: Callable[[], bool]) -> list[str]:
         """Add a row; when this returns, it is on the disk.
 
         Args:
+            now: Seconds since 1970.
             is_there: Whether the file still is; asked while nobody else can write, so that no sweep comes between.
 
         Returns:
@@ -88,15 +89,15 @@ class Index:
                 raise FileNotFoundError(f"the file of result {result.id} has gone")
             names = ", ".join(f'"{name}"' for name in row)
             connection.execute(f"INSERT INTO results ({names}) VALUES ({places})", list(row.values()))
-            return trim(connection, bounds)
+            return trim(connection, bounds, now)
 
-    def trim(self, bounds: Settings) -> list[str]:
+    def trim(self, bounds: Settings, now: float) -> list[str]:
         """Let the oldest rows go until the bounds hold; their ids."""
         with self._using() as connection:
-            if not exceeded(connection, bounds):
+            if not exceeded(connection, bounds, now):
                 return []
         with self._writing() as connection:
-            return trim(connection, bounds)
+            return trim(connection, bounds, now)
 
     def newest(
         self,

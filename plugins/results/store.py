@@ -16,7 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from latentwire import Caller, Picture, UnknownImage
+from latentwire import Caller, Clock, Picture, UnknownImage
 
 from .files import Files, is_id, new_id
 from .index import PATIENCE_S, Index, Result
@@ -41,6 +41,7 @@ class Store:
 
     def __init__(self, folder: Path, bounds: Settings) -> None:
         self.folder = folder
+        self.clock = Clock()  # until the plugin is registered
         self._bounds = bounds
         self._files = Files(folder)
         self._index = Index(folder)  # of the commands: a long search must not keep a finished picture waiting
@@ -57,7 +58,7 @@ class Store:
         """Keep a picture; its id once it is safe, None where it could not be kept. Never raises."""
         result = Result(
             id=new_id(),
-            created=time.time(),
+            created=self.clock.time(),
             job=job,
             index=index,
             prompt=made["prompt"],
@@ -92,7 +93,7 @@ class Store:
 
         There are fewer than `limit` where their requests are very long.
         """
-        self._remove_files(self._index.trim(self._bounds))
+        self._remove_files(self._index.trim(self._bounds, self.clock.time()))
         owner = None if caller.observer else caller.owner
         rows = self._index.newest(limit + 1, before, words, job, owner)
         sizes = accumulate(len(result.prompt) + len(json.dumps(result.request)) for _, result in rows)
@@ -133,7 +134,7 @@ class Store:
     def tidy(self) -> None:
         """Apply the bounds, and sweep up the files that a killed host has left without a row. Never raises."""
         try:
-            self._remove_files(self._index.trim(self._bounds))
+            self._remove_files(self._index.trim(self._bounds, self.clock.time()))
             begun = self._index.begun()  # older files are of an index that was lost: not for us to remove
             strays = [stray for shelf in self._files.shelves() for stray in self._strays(shelf, begun)]
             if len(strays) > MOST_STRAYS:
@@ -151,7 +152,7 @@ class Store:
         path = self._files.path(result.id)
         self._files.write(result.id, data)
         try:
-            gone = self._writer.add(result, self._bounds, path.exists)
+            gone = self._writer.add(result, self._bounds, self.clock.time(), path.exists)
         except BaseException:
             with suppress(Exception):  # else a later sweep will do it
                 self._writer.unless_kept(result.id, path.unlink)
