@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from latentwire import Host, Settings
-from latentwire.testing.hosts import ENGINE, START_TIMEOUT_S
+from latentwire.testing.hosts import ENGINE as ENGINE
+from latentwire.testing.hosts import START_TIMEOUT_S
 from latentwire.testing.hosts import Served as Served
 from latentwire.testing.hosts import served as serve
 
