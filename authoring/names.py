@@ -13,6 +13,8 @@ from ..core.hookspecs import PROJECT, HookSpecs
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of latentwire itself."""
 
+MOST_NAMES = 12  # that a hint lists
+
 PLUGIN_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -35,7 +37,8 @@ def hooks() -> dict[str, list[str]]:
 
 
 def nearest(name: str, names: Iterable[str], plural: str) -> str:
-    """A hint for a name that is none: the nearest one that is, or all."""
+    """A hint for a name that is none: the nearest one that is, or some."""
     known = sorted(names)
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"{plural}: {', '.join(known)}"
+    more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+    return f"did you mean {near[0]!r}?" if near else f"{plural}: {', '.join(known[:MOST_NAMES])}{more}"
