@@ -1,13 +1,13 @@
 """`latentwire plugins check PATH`: everything that is wrong with a plugin before a host has to say so."""
 
 import ast
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import latentwire
 
+from ..core.api_version import API_VERSION, ATTRIBUTE, why_unsuitable
 from .code_checks import check_async, check_imports
 from .finding import Finding
 from .hook_checks import check_handlers, check_hooks, check_undecorated
@@ -17,8 +17,6 @@ from .source import Hook, Source
 from .target import Target, find
 
 PUBLIC = frozenset(latentwire.__all__)
-API_VERSION: str = getattr(latentwire, "API_VERSION", "1.0")
-VERSION = re.compile(r"(\d+)\.(\d+)")
 
 
 @dataclass(frozen=True)
@@ -108,21 +106,13 @@ def _why_not_found(hook: Hook, source: Source, own: Source, has_class: bool) -> 
 
 def _check_api(imported: Imported, own: Source) -> Iterator[Finding]:
     """The plugin API's version that it was written for, against this one's."""
-    line, write = own.line_of("LATENTWIRE_API"), f'write LATENTWIRE_API = "{API_VERSION}" at its top'
     if imported.hooks is None:
         return
-    if imported.api is None:
-        if not own.file.is_relative_to(PACKAGE / "plugins"):  # a built-in one is of the host's own version
-            wrong = "it does not say for which version of the plugin API it was written"
-            yield Finding(own.file, 1, wrong, write, hint=True)
-        return
-    mine, here = VERSION.fullmatch(imported.api), VERSION.fullmatch(API_VERSION)
-    assert here is not None
-    if mine is None:
-        yield Finding(own.file, line, f'LATENTWIRE_API is {imported.api}, wanted a text such as "1.0"', write)
-        return
-    (major, minor), (here_major, here_minor) = map(int, mine.groups()), map(int, here.groups())
-    if major != here_major or minor > here_minor:
-        wrong = f"it is for version {imported.api} of the plugin API, and this host has {API_VERSION}"
-        todo = "install a newer latentwire" if (major, minor) > (here_major, here_minor) else f"port it, then {write}"
-        yield Finding(own.file, line, wrong, todo)
+    write = f'write {ATTRIBUTE} = "{API_VERSION}" at its top'
+    unsuitable = why_unsuitable(imported.api)
+    if unsuitable is not None:
+        wrong, _, todo = unsuitable.partition("; ")
+        yield Finding(own.file, own.line_of(ATTRIBUTE), wrong, todo or write)
+    elif imported.api is None and not own.file.is_relative_to(PACKAGE / "plugins"):  # those are of the host's own
+        wrong = "it does not say for which version of the plugin API it was written"
+        yield Finding(own.file, 1, wrong, write, hint=True)

@@ -11,20 +11,19 @@ from .source import Source
 PUBLIC_MODULES = {"client", "testing"}
 """Of latentwire, beside its own public names."""
 
+THREAD = "put it into asyncio.to_thread"
+VERBS = ("get", "post", "put", "patch", "delete", "head", "options", "request")
+
 BLOCKING = {
     "time.sleep": "use await asyncio.sleep",
-    "os.system": "use asyncio.create_subprocess_shell",
-    "os.popen": "use asyncio.create_subprocess_shell",
     "socket.create_connection": "use asyncio.open_connection",
-    "urllib.request.urlopen": "put it into asyncio.to_thread",
-    "urllib.request.urlretrieve": "put it into asyncio.to_thread",
+    "urllib.request.urlopen": THREAD,
+    "urllib.request.urlretrieve": THREAD,
+    **{f"os.{name}": THREAD for name in ("system", "popen")},
+    **{f"subprocess.{name}": THREAD for name in ("run", "call", "check_call", "check_output", "getoutput")},
+    **{f"{library}.{verb}": THREAD for library in ("requests", "httpx") for verb in VERBS},
 }
-BLOCKING |= {f"subprocess.{name}": "put it into asyncio.to_thread" for name in ("run", "call", "check_call")}
-BLOCKING |= {f"subprocess.{name}": "put it into asyncio.to_thread" for name in ("check_output", "getoutput")}
-VERBS = ("get", "post", "put", "patch", "delete", "head", "options", "request")
-BLOCKING |= {
-    f"{library}.{verb}": "put it into asyncio.to_thread" for library in ("requests", "httpx") for verb in VERBS
-}
+"""Functions that block, and what to do in place of calling them."""
 
 
 def check_async(source: Source) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ class Imported:
     findings: list[Finding] = field(default_factory=list)
     hooks: list[tuple[str, Path | None, int]] | None = None
     has_class: bool = False
-    api: str | None = None
+    api: object = None
 
 
 def import_plugin(target: Target, source: Source, names: list[str]) -> Imported:

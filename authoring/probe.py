@@ -22,6 +22,7 @@ import pluggy
 
 import latentwire
 
+from ..core.api_version import ATTRIBUTE
 from ..core.hookspecs import PROJECT
 
 HEAVY = ("torch", "diffusers", "transformers")
@@ -89,7 +90,7 @@ class Watch:
             self.imports[key] = self.imports.get(key, 0.0) + time.process_time() - began
 
     def place(self) -> tuple[str, int] | None:
-        """The line of the plugin that something comes from; None if it is latentwire, torch or its like that does it."""
+        """The line of the plugin that something comes from; None if latentwire, torch or its like did it alone."""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             file = frame.f_code.co_filename
@@ -183,12 +184,11 @@ def _describe(watch: Watch, module: Any, request: dict[str, Any]) -> None:
             inspect.signature(subject).bind(*([] if settings is None else [settings]))
         except TypeError as error:
             watch.tell("plugin", what=str(error), wanted="nothing" if settings is None else "its settings")
-    watch.tell("done", hooks=hooks, has_class=subject is not module, api=_plain(module))
+    watch.tell("done", hooks=hooks, has_class=subject is not module, api=_plain(getattr(module, ATTRIBUTE, None)))
 
 
-def _plain(module: Any) -> Any:
-    value = getattr(module, "LATENTWIRE_API", None)
-    return value if value is None or isinstance(value, str) else repr(value)
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | int | float) else repr(value)
 
 
 def _settings_fault(settings: Any) -> str | None:

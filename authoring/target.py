@@ -51,9 +51,8 @@ def find(path: Path) -> tuple[list[Target], list[Finding]]:
     if _is_package(path):
         return [_of_file(path / "__init__.py")], []
     what = "no plugin" if path.exists() else "not there"
-    raise AuthoringError(
-        f"{path} is {what}; wanted a Python file, a module's folder with an __init__.py, or a folder with a pyproject.toml"
-    )
+    wanted = "a Python file, a module's folder with an __init__.py, or a folder with a pyproject.toml"
+    raise AuthoringError(f"{path} is {what}; wanted {wanted}")
 
 
 def _of_file(file: Path) -> Target:
@@ -74,8 +73,8 @@ def _of_project(pyproject: Path) -> tuple[list[Target], list[Finding]]:
     try:
         settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        return [], [Finding(pyproject, int(line[1]) if line else 1, f"it is no TOML: {error}", "mend it")]
+        found = re.search(r"line (\d+)", str(error))
+        return [], [Finding(pyproject, int(found[1]) if found else 1, f"it is no TOML: {error}", "mend it")]
     points = settings.get("project", {}).get("entry-points", {}).get(GROUP, {})
     targets, findings = [], []
     for name, leads_to in points.items():

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 # room -> rooms that it may import from; "" is the package's public names
 ALLOWED = {
     "core": {"core"},
-    "server": {"server", "core", "client", ""},
+    "authoring": {"authoring", "core", ""},
+    "server": {"server", "authoring", "core", "client", ""},
     "client": {"client", "core.events", "server.codec"},
     "plugins": {""},
     "testing": {"testing", "server", "client", "core", ""},
@@ -83,6 +84,7 @@ def test_the_wheel_holds_the_code_the_model_and_the_docs(tmp_path: Path) -> None
         "latentwire/models/emoji/unet/diffusion_pytorch_model.safetensors",
         "latentwire/docs/protocol.md",
         "latentwire/docs/plugins/lora.md",
+        "latentwire/authoring/template/src/$plugin/__init__.py.tmpl",
         "latentwire/models/layouts/sdxl/unet/config.json",
         "latentwire/models/tokenizers/clip/merges.txt",
         "latentwire/py.typed",
