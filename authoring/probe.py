@@ -1,6 +1,7 @@
 """Imports one plugin in a process of its own, and tells as lines of JSON what it saw: `python -m ... REQUEST`.
 
-An audit hook sees what blocks, while it happens; a wrapped `__import__` sees who brings torch, and what takes long.
+An audit hook, and `time.sleep` with a wrapper, see what blocks while it happens; `__import__` with another one sees who
+brings torch, and what takes long.
 Each line is written at once: whatever the plugin does to the process, what came before is known.
 """
 
@@ -28,10 +29,9 @@ from ..core.hookspecs import PROJECT
 HEAVY = ("torch", "diffusers", "transformers")
 OURS = Path(latentwire.__file__).resolve().parent
 
-NETWORK = "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind"
+NETWORK = "socket.connect", "socket.getaddrinfo", "socket.gethostbyname"
 PROCESS = "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"
 BLOCKING = dict.fromkeys(NETWORK, "uses the network") | dict.fromkeys(PROCESS, "starts a process")
-BLOCKING |= {"time.sleep": "sleeps"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -47,6 +47,7 @@ class Watch:
         self._folder = folder
         self._output = output
         self._import = builtins.__import__
+        self._sleep = time.sleep
         self._depth = 0
         self.watching = False
         self.imports: dict[tuple[str, int, str], float] = {}
@@ -66,40 +67,41 @@ class Watch:
             if not isinstance(flags, int) or not flags & WRITES or str(path).startswith("/dev/"):
                 return
             what = f"writes {os.fsdecode(path)}" if isinstance(path, str | bytes | os.PathLike) else "writes a file"
-        place = self.place()
-        if place is not None:
-            self.tell("blocks", what=what, file=place[0], line=place[1])
+        self._tell_place("blocks", what)
 
-    def import_(self, name: str, globals: Any = None, *others: Any) -> Any:
+    def sleep(self, seconds: float) -> None:
+        """In place of `time.sleep`."""
+        if self.watching:
+            self._tell_place("blocks", "sleeps")
+        self._sleep(seconds)
+
+    def import_(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
         """In place of `__import__`."""
-        level = others[2] if len(others) > 2 else 0
         if self.watching and level == 0 and name.partition(".")[0] in HEAVY:
-            place = self.place()
-            if place is not None:
-                self.tell("heavy", what=name.partition(".")[0], file=place[0], line=place[1])
+            self._tell_place("heavy", name.partition(".")[0])
         caller = sys._getframe(1)
         if not self.watching or level or self._depth or not self._is_plugins(caller.f_code.co_filename):
-            return self._import(name, globals, *others)
+            return self._import(name, globals, locals, fromlist, level)
         self._depth += 1
         began = time.process_time()
         try:
-            return self._import(name, globals, *others)
+            return self._import(name, globals, locals, fromlist, level)
         finally:
             self._depth -= 1
             key = (caller.f_code.co_filename, caller.f_lineno, name)
             self.imports[key] = self.imports.get(key, 0.0) + time.process_time() - began
 
-    def place(self) -> tuple[str, int] | None:
-        """The line of the plugin that something comes from; None if latentwire, torch or its like did it alone."""
+    def _tell_place(self, kind: str, what: str) -> None:
+        """Write which line of the plugin does something; nothing, if latentwire, torch or its like did it alone."""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             file = frame.f_code.co_filename
             if self._is_plugins(file):
-                return file, frame.f_lineno
+                self.tell(kind, what=what, file=file, line=frame.f_lineno)
+                return
             if frame.f_globals.get("__name__", "").partition(".")[0] in HEAVY or _is_ours(file):
-                return None
+                return
             frame = frame.f_back
-        return None
 
     def _is_plugins(self, file: str) -> bool:
         return _inside(file, self._folder)
@@ -127,7 +129,7 @@ def main(request: dict[str, Any]) -> None:
     if request["root"]:
         sys.path.insert(0, request["root"])
     sys.addaudithook(watch.audit)
-    builtins.__import__ = watch.import_  # type: ignore[assignment]
+    builtins.__import__, time.sleep = watch.import_, watch.sleep  # type: ignore[assignment]
     began, watch.watching = time.process_time(), True
     try:
         module = _load(request)
