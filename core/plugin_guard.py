@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from greenlet import GreenletExit
 
-from .errors import LatentwireError, PluginError
+from .errors import LatentwireError, PluginError, one_line
 from .faults import is_device, is_memory
 from .hook_times import HookTime
 from .secret_settings import struck_out
@@ -114,7 +114,7 @@ class PluginGuard:
         what: Hashable = None,
     ) -> PluginError:
         """What is told of something that a plugin raised, and counted, unless it was memory that ran out."""
-        message = struck_out(f"plugin {plugin!r} failed in {where}: {type(error).__name__}: {error}")
+        message = struck_out(f"plugin {plugin!r} failed in {where}: {one_line(error)}")
         if not is_memory(error):
             self.strikes.count(plugin, kind, object() if what is None else what, message)
         return PluginError(message, plugin=plugin, hook=hook)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from .api_version import Collected
 from .clock import Clock
-from .errors import InvalidParams, PluginError
+from .errors import InvalidParams, PluginError, one_line
 from .hook_times import HookTime
 from .hookspecs import PROJECT, UnloadContext
 from .plugin_guard import Hook, PluginGuard
@@ -26,7 +26,6 @@ from .plugin_loading import (
     hook_names,
     load,
     new_manager,
-    one_line,
     read_module,
 )
 from .registry import Registry, nearest

@@ -213,12 +213,6 @@ def hook_names() -> list[str]:
     return [name for name in vars(HookSpecs) if not name.startswith("_")]
 
 
-def one_line(error: BaseException) -> str:
-    """An error in one line, for the log and for clients."""
-    text = error.message if isinstance(error, LatentwireError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
-
-
 def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.value
 

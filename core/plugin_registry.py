@@ -177,7 +177,8 @@ class PluginRegistry(Entries):
         Args:
             name: Of the task.
             pipelines: For each family of models (such as `StableDiffusionPipeline`) a function that gives the class of
-                a diffusers pipeline; called when it is first needed, so that nothing heavy is imported before. It takes
+                a diffusers pipeline; called when it is first needed, so that nothing heavy is imported before. Its
+                constructor names its components, those of `build.modules` among them; its call takes
                 `callback_on_step_end`, and `output_type` `pt` and `latent`, as diffusers' own do.
         """
         if name in ("text2img", "img2img", "inpaint"):

@@ -68,5 +68,5 @@ def _secret(given: Any, where: str) -> Any:
             return Path(given["file"]).expanduser().read_text(encoding="utf-8").strip()
         except (OSError, ValueError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
-            raise SettingsError(f"{where} is to come from the file {given['file']}: {reason}") from None
+            raise SettingsError(f"{where} is to come from the file {Path(given['file']).name!r}: {reason}") from None
     raise SettingsError(f'{where} is a secret: wanted a text, {{ env = "NAME" }} or {{ file = "path" }}')

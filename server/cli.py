@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "serve":
         from .serve import serve
 
-        return serve(_settings_file(options), _overrides(options))
+        return serve(_settings_file(options), _overrides(options), options.reload)
     if options.command == "new-plugin":
         return cli_plugins.new_plugin(options)
     if options.command == "plugins" and options.action == "check":
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", help="port to listen on (default: 8000)")
     serve.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    serve.add_argument("--reload", action="store_true", help="load plugins anew when their code changes")
     serve.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any other setting")
 
     client = _client_options(

@@ -32,12 +32,12 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": struck_out(record.getMessage()),
             **about(record),
         }
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return struck_out(json.dumps(line))
+            line["traceback"] = struck_out(self.formatException(record.exc_info))
+        return json.dumps(line)
 
 
 def set_up(kind: Literal["text", "json"]) -> None:

@@ -29,7 +29,7 @@ class PluginRoutes(BaseRoute):
         self._routes()  # now, so that the log tells at once of those that cannot be made
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        partial = (Match.NONE, {})  # a path that is right, with a method that is not
+        partial: tuple[Match, Scope] = (Match.NONE, {})  # a path that is right, with a method that is not
         for route in self._routes():
             match, child = route.matches(scope)
             if match is Match.FULL:
