@@ -59,15 +59,15 @@ class Watch:
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """For `sys.addaudithook`."""
-        what = BLOCKING.get(event)
-        if not self.watching or (what is None and event != "open"):
+        if not self.watching:
             return
-        if event == "open":
+        if event in BLOCKING:
+            self._tell_place("blocks", BLOCKING[event])
+        elif event == "open":
             path, _, flags = arguments
-            if not isinstance(flags, int) or not flags & WRITES or str(path).startswith("/dev/"):
-                return
-            what = f"writes {os.fsdecode(path)}" if isinstance(path, str | bytes | os.PathLike) else "writes a file"
-        self._tell_place("blocks", what)
+            if isinstance(flags, int) and flags & WRITES and not str(path).startswith("/dev/"):
+                name = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else "a file"
+                self._tell_place("blocks", f"writes {name}")
 
     def sleep(self, seconds: float) -> None:
         """In place of `time.sleep`."""
