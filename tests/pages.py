@@ -8,9 +8,15 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from latentwire.core.plugin_host import BUILT_IN
+
 ROOT = Path(__file__).parents[1]
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
-PLUGIN_PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "plugins").glob("*.md")}
+_BELOW_PLUGINS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "plugins").glob("*.md")}
+PLUGIN_PAGES = {name: page for name, page in _BELOW_PLUGINS.items() if name in BUILT_IN}
+GUIDES = {name: page for name, page in _BELOW_PLUGINS.items() if name not in BUILT_IN}
+"""For authors of plugins."""
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
