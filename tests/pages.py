@@ -8,13 +8,12 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from latentwire.core.plugin_host import BUILT_IN
-
 ROOT = Path(__file__).parents[1]
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+_BUILT_IN = {file.parent.name for file in (ROOT / "plugins").glob("*/__init__.py")}
 _BELOW_PLUGINS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "plugins").glob("*.md")}
-PLUGIN_PAGES = {name: page for name, page in _BELOW_PLUGINS.items() if name in BUILT_IN}
-GUIDES = {name: page for name, page in _BELOW_PLUGINS.items() if name not in BUILT_IN}
+PLUGIN_PAGES = {name: page for name, page in _BELOW_PLUGINS.items() if name in _BUILT_IN}
+GUIDES = {name: page for name, page in _BELOW_PLUGINS.items() if name not in _BUILT_IN}
 """For authors of plugins."""
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -22,7 +22,6 @@ import pytest
 import latentwire
 from latentwire import Host, connect_sync
 from latentwire.core.hookspecs import HookSpecs
-from latentwire.core.plugin_host import hook_names
 from latentwire.testing import Events, assert_same_latents, call, generate, plugin, running_host, serving
 
 from .conftest import wait_for
@@ -59,8 +58,8 @@ def said_of(hook: str) -> tuple[str, str]:
 # On paper.
 
 
-def test_the_hooks_documented_are_those_that_a_host_calls() -> None:
-    assert subheadings(section(GUIDES["hooks"], "Hooks")) == hook_names() == HOOKS
+def test_the_page_has_a_section_for_each_hook() -> None:
+    assert subheadings(section(GUIDES["hooks"], "Hooks")) == HOOKS
 
 
 @pytest.mark.parametrize("hook", HOOKS)
