@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import Field
 
 from ..core.caller import Caller
-from ..core.commands import CommandContext, NoParams
+from ..core.command_context import CommandContext, NoParams
 from ..core.errors import BadMessage, InvalidParams, Unauthorized, UnknownSession
 from ..core.events import Event
 from ..core.host import Host
-from ..core.registry import PluginRegistry
+from ..core.plugin_registry import PluginRegistry
 from ..core.requests import Strict, Whole
 from ..core.settings import PRINTABLE
 from .access import MAX_KEY, MIN_KEY, Access

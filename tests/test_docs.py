@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 import latentwire
 from latentwire import LatentwireError, PluginError, PluginRegistry, load_settings, testing
 from latentwire.core.build import PipelineBuild, PipelineCall
-from latentwire.core.commands import CommandContext
+from latentwire.core.command_context import CommandContext
 from latentwire.core.registry import CORE
 from latentwire.core.settings import Settings
 from latentwire.server import cli
