@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import latentwire
-from latentwire import Host, connect_sync
+from latentwire import Host, UnloadContext, connect_sync
 from latentwire.core.hookspecs import HookSpecs
 from latentwire.testing import Events, assert_same_latents, call, generate, plugin, running_host, serving
 
@@ -83,7 +83,7 @@ def test_a_context_is_documented_with_its_very_fields(hook: str) -> None:
 @pytest.mark.parametrize("hook", HOOKS)
 def test_the_picture_of_a_jobs_life_shows_a_hook(hook: str) -> None:
     picture = (ROOT / "docs" / "images" / "job.svg").read_text()
-    assert f">{hook}<" in picture or hook == "register"  # which runs before there are jobs
+    assert f">{hook}<" in picture or context_of(hook) in (None, UnloadContext)  # which are about no job
     assert len(picture) < 8_000
 
 
@@ -141,7 +141,7 @@ REQUEST = {"prompt": "red apple", "num_inference_steps": 2, "seed": 1, "mode": "
 def thread_now() -> str:
     """As the page calls them."""
     name = threading.current_thread().name
-    if name in ("prepare", "finish"):
+    if name in ("prepare", "finish") or name.startswith("asyncio_"):
         return "worker"
     if name == "engine":
         return "engine"
@@ -269,3 +269,18 @@ def uses_client_left(watched: Watched) -> None:
             assert [ran.hook for ran in watched.ran] == ["register"]
         wait_for(lambda: len(watched.ran) == 2, "the client that left to be forgotten")
         assert stays.call("visits.count") == {"visits": 2, "clients": 1}
+
+
+def uses_unload(watched: Watched) -> None:
+    file = watched.file.parent / "pictures.txt"
+    with host_with(watched, file=str(file)) as host:
+        generate(host, "green frog", seed=7)
+        watched.ran.clear()
+        asyncio.run(host.reload_plugin(watched.file.stem))
+        assert file.read_text() == "7 green frog\n"
+        (unloaded,) = watched.ran
+        generate(host, "red apple", seed=8)
+        watched.ran.clear()
+    assert file.read_text() == "7 green frog\n8 red apple\n"
+    assert [ran.hook for ran in watched.ran] == ["unload"]
+    watched.ran[:] = [unloaded]  # that one was on the thread which closes the host
