@@ -7,7 +7,6 @@ the embedded model that five plugins take.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import timeit
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import show
 
 from latentwire import Host
 from latentwire.core.hookspecs import StepContext
@@ -53,14 +53,13 @@ def main() -> None:
     medians = {name: statistics.median(times) for name, times in taken.items()}
     most = medians[str(options.plugins)]
     figures = {
-        "plugins": options.plugins,
         "us_a_step": {name: round(median, 2) for name, median in medians.items()},
         "us_a_step_and_plugin": round((most - medians["none"]) / options.plugins, 2),
         "ratio_to_bare_functions": round(most / medians["bare functions"], 1),
         "ms_of_a_step": round(step_ms, 2),
         "share_of_a_step": round(most / 1000 / step_ms, 5),
     }
-    print(json.dumps(figures, indent=2))
+    show("hooks", options, **figures)
 
 
 def step_us(host: Host) -> float:

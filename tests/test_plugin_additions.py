@@ -34,11 +34,12 @@ SOURCE = """
 
         class Half(StableDiffusionPipeline):
             def __init__(
-                self, vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, extra=None
+                self, vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor,
+                image_encoder=None, requires_safety_checker=False, extra=None
             ):
                 super().__init__(
                     vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor,
-                    requires_safety_checker=False,
+                    image_encoder, requires_safety_checker,
                 )
                 self.register_modules(extra=extra)
 
