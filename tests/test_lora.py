@@ -112,16 +112,14 @@ def plain_pipeline() -> StableDiffusionPipeline:
 
 def do(host: Host, command: str, client: str = "me", **params: Any) -> dict[str, Any]:
     """The result of a command."""
-    return asyncio.run(host.dispatch(command, params, client, lambda _: None))
+    result: dict[str, Any] = call(host, command, params, client)
+    return result
 
 
 async def latents_of(host: Host, client: str = "me", **fields: Any) -> Any:
     """The final latents of one picture."""
-    events: list[Event] = []
-    await host.dispatch("generate", PICTURE | fields, client, events.append)
-    (latents,) = (event.latents for event in events if isinstance(event, Image))
-    assert latents is not None
-    return np.frombuffer(latents.data, latents.dtype).reshape(latents.shape)
+    events = Events()
+    return Generated(await host.dispatch("generate", PICTURE | fields, client, events), events).latents
 
 
 def draw(host: Host, client: str = "me", **fields: Any) -> Any:
