@@ -114,4 +114,6 @@ def call(host: "Host", command: str, params: Any = None, client: str = "test", e
     Raises:
         LatentwireError: it failed.
     """
-    return asyncio.run(host.dispatch(command, {} if params is None else params, client, emit or Events()))
+    return asyncio.run(
+        host.dispatch(command, {} if params is None else params, client, Events() if emit is None else emit)
+    )

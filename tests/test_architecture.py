@@ -54,6 +54,12 @@ def test_a_room_imports_only_from_the_rooms_below_it(room: str) -> None:
             assert fits, f"{file.relative_to(ROOT)} imports {name or 'latentwire'}"
 
 
+@pytest.mark.parametrize("plugin", [folder.parent.name for folder in (ROOT / "plugins").glob("*/__init__.py")])
+def test_a_built_in_plugin_is_tested_with_what_other_authors_have(plugin: str) -> None:
+    (tests,) = (ROOT / "tests").glob(f"test_{plugin}.py")
+    assert "testing" in imports_of(tests)
+
+
 def test_every_public_name_exists() -> None:
     assert sorted(latentwire.__all__) == sorted(latentwire._HOME)
     for name in latentwire.__all__:
