@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .core.images import encode
     from .core.model_store import LOADING, read_module
     from .core.pictures import Resize, read_picture, resized
-    from .core.registry import PluginRegistry
+    from .core.plugin_registry import PluginRegistry
     from .core.remembered import Remembered
     from .core.requests import GenerateRequest, ImageInput, Mode, StreamOptions, Strict, Whole
     from .core.settings import Settings, load_settings
@@ -72,7 +72,7 @@ _HOME = {
     "PipelineBuild": "core.build",
     "PipelineCall": "core.build",
     "PluginError": "core.errors",
-    "PluginRegistry": "core.registry",
+    "PluginRegistry": "core.plugin_registry",
     "RemoteError": "client",
     "Resize": "core.pictures",
     "Settings": "core.settings",

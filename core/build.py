@@ -15,7 +15,7 @@ import diffusers
 import torch
 
 from .errors import InvalidParams
-from .families import FAMILIES, Task
+from .families import FAMILIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +23,19 @@ class PipelineBuild:
     """The parts of a pipeline: names and numbers, no modules. Plugins change it in `modify_build`.
 
     Attributes:
+        task: `text2img`, `img2img`, `inpaint`, or one that a plugin has added.
         controlnets: Names of loaded ControlNets, in the order of the call's control images.
         adapters: Names of loaded adapters (LoRAs) with their weights; what they add is summed.
+        modules: Further components of the pipeline, each with the name under which its module was brought.
     """
 
     model: str
     scheduler: str
     dtype: str
-    task: Task = "text2img"
+    task: str = "text2img"
     controlnets: tuple[str, ...] = ()
     adapters: tuple[tuple[str, float], ...] = ()
+    modules: tuple[tuple[str, str], ...] = ()
 
     def with_controlnets(self, *names: str) -> Self:
         """The same build with more ControlNets."""
@@ -41,6 +44,10 @@ class PipelineBuild:
     def with_adapters(self, *adapters: tuple[str, float]) -> Self:
         """The same build with more adapters, each a name and its weight."""
         return replace(self, adapters=(*self.adapters, *adapters))
+
+    def with_modules(self, *modules: tuple[str, str]) -> Self:
+        """The same build with more modules, each the component that it is and the name that it was brought under."""
+        return replace(self, modules=(*self.modules, *modules))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,7 @@ def pipeline_class(family: str, build: PipelineBuild) -> type[Any]:
         InvalidParams: the family cannot do it.
     """
     row = FAMILIES[family]
-    table = row.controlnet_pipelines if build.controlnets else row.pipelines
+    table: Mapping[str, str] = row.controlnet_pipelines if build.controlnets else row.pipelines
     if build.task not in table:
         what = f"{build.task} with a ControlNet" if build.controlnets else build.task
         message = f"model {build.model!r} ({family}) cannot do {what} on this host"

@@ -17,7 +17,7 @@ from .hookspecs import UpdateContext
 from .image_store import image_id
 from .job_table import EndedJob
 from .jobs import Job
-from .registry import PluginRegistry
+from .plugin_registry import PluginRegistry
 from .requests import GenerateRequest, StreamOptions, Strict, UpdateRequest, Whole
 from .settings import nearest_key
 from .watching import Watcher
@@ -114,6 +114,7 @@ async def generate(context: CommandContext, request: GenerateRequest) -> dict[st
     """Make one picture or several from a prompt; events stream back until the result."""
     host = context.host
     host.plugins.check_usable("field", request)
+    host.registry.check_previews(request.stream)
     host.runner.build_for(request)  # refuse now what cannot run
     job = Job(context.client, context.caller.owner, request, request.seeds(), context.emit)
     host.jobs.add(job, leaving=host.slots.of(job.client, request.slot))
@@ -172,6 +173,7 @@ async def jobs(context: CommandContext, params: NoParams) -> dict[str, Any]:
 async def jobs_watch(context: CommandContext, params: WatchParams) -> dict[str, Any]:
     """Follow a job from its present state to its end, which is this command's too, or until unsubscribed."""
     host = context.host
+    host.registry.check_previews(params.stream)
     job = host.jobs.find(params.job, context.caller)
     if isinstance(job, EndedJob):
         context.emit(job.state)

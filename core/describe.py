@@ -33,6 +33,7 @@ def describe(host: "Host") -> dict[str, Any]:
         "preprocessors": {
             name: entry.options.model_json_schema() for name, entry in sorted(registry.preprocessors.items())
         },
+        "previewers": sorted(registry.previewers),
         "modes": list(get_args(Mode)),
         "models": host.store.names(),
     }

@@ -6,11 +6,8 @@ a batch is a row in batching.py.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from .previews import STABLE_DIFFUSION_1, STABLE_DIFFUSION_XL, LatentFactors
-
-Task = Literal["text2img", "img2img", "inpaint"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,7 @@ class Family:
 
     Attributes:
         denoiser: The component that predicts noise.
-        pipelines: Task -> pipeline class of diffusers.
+        pipelines: Task (`text2img`, `img2img`, `inpaint`) -> pipeline class of diffusers.
         controlnet_pipelines: The same with ControlNets; empty where the family has none here.
         scaling_factor: Of the family's published autoencoder, which `factors` were made for.
         factors: Latents to RGB, for previews; None: fitted for each autoencoder.
@@ -29,8 +26,8 @@ class Family:
     """
 
     denoiser: str
-    pipelines: Mapping[Task, str]
-    controlnet_pipelines: Mapping[Task, str] = field(default_factory=dict)
+    pipelines: Mapping[str, str]
+    controlnet_pipelines: Mapping[str, str] = field(default_factory=dict)
     scaling_factor: float | None = None
     factors: LatentFactors | None = None
     upcasts: bool = False
@@ -83,6 +80,6 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def control_image_argument(task: Task) -> str:
+def control_image_argument(task: str) -> str:
     """What diffusers' ControlNet pipelines call the control image."""
     return "image" if task == "text2img" else "control_image"

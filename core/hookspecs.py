@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .build import PipelineBuild, PipelineCall
     from .events import Event, Picture
     from .host import Host
-    from .registry import PluginRegistry
+    from .plugin_registry import PluginRegistry
     from .requests import GenerateRequest
     from .tuning import Tuning
 

@@ -39,7 +39,8 @@ from .model_store import ModelStore
 from .pictures import read_picture
 from .plugin_guard import PluginGuard
 from .plugin_host import PluginHost
-from .registry import CORE, PluginRegistry, Registry, nearest
+from .plugin_registry import PluginRegistry
+from .registry import CORE, Registry, nearest
 from .requests import GenerateRequest, UpdateRequest, with_fields
 from .runner import Runner
 from .schedulers import diffusers_schedulers

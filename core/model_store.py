@@ -50,10 +50,10 @@ LOADING = threading.Lock()
 """Held by whoever makes modules: accelerate, which both libraries load with, swaps a method of nn.Module for the whole
 process while it does. Hold nothing else meanwhile, and lease nothing."""
 
-MOST_BROUGHT = 256  # ControlNets and LoRAs
+MOST_BROUGHT = 256  # ControlNets, LoRAs and modules
 
-Kind = Literal["controlnet", "adapter"]
-"""What can be brought to a model's own components."""
+Kind = Literal["controlnet", "adapter", "module"]
+"""What can be brought to a model's own components; a module is for a pipeline of a plugin's."""
 
 
 class Key(NamedTuple):
@@ -127,6 +127,7 @@ class Lease:
     previewer: Previewer
     controlnets: tuple[Any, ...]
     adapters: tuple[Weighted, ...]
+    modules: Mapping[str, Any]
     keys: tuple[Key, ...]
     shelf: Shelf[Key]  # where all of it lies
 
@@ -197,14 +198,15 @@ class ModelStore:
 
         Raises:
             UnknownModel, ModelLoadError, NotLoaded: nothing stays leased.
-            InvalidParams: a ControlNet or adapter was made for another model.
+            InvalidParams: a ControlNet, adapter or module was made for another model.
         """
         card = self.card(build.model)
         named = [self._find("controlnet", name, build.model) for name in build.controlnets]
         weighted = [(self._find("adapter", name, build.model), weight) for name, weight in build.adapters]
+        further = [(part, self._find("module", name, build.model)) for part, name in build.modules]
         keys: list[Key] = []
         shelf = self.shelf
-        total = len(card.parts) + len(named) + len(weighted)
+        total = len(card.parts) + len(named) + len(weighted) + len(further)
 
         def take(key: Key, name: str, load: Callable[[], Loaded]) -> Any:
             load_or_make_room = partial(self._load_or_make_room, load)
@@ -228,6 +230,7 @@ class ModelStore:
             }
             controlnets = tuple(take_brought(net) for net in named)
             adapters = tuple((take_brought(adapter), weight) for adapter, weight in weighted)
+            modules = {part: take_brought(module) for part, module in further}
             paint = Key(card.name, PREVIEWER_FOLDER, preview_dtype(self._device))
             previewer = shelf.take(paint, lambda: Loaded(_load_previewer(card, components["vae"])))
             keys.append(paint)
@@ -235,7 +238,9 @@ class ModelStore:
             shelf.give_back(keys)
             raise
         optional = dict.fromkeys(SKIPPED - {"scheduler"})
-        return Lease(card, self._device, optional | components, previewer, controlnets, adapters, tuple(keys), shelf)
+        return Lease(
+            card, self._device, optional | components, previewer, controlnets, adapters, modules, tuple(keys), shelf
+        )
 
     def release(self, lease: Lease) -> None:
         """Give a lease back; call it once."""
@@ -306,7 +311,7 @@ class ModelStore:
         with self._lock:
             brought = Brought(kind, name, model, dtype, dict(notes), load, next(self._numbers))
             if len(self._brought) + len(self._bringing) >= MOST_BROUGHT:
-                raise ModelLoadError(f"{MOST_BROUGHT} ControlNets and LoRAs are loaded, the limit; unload one")
+                raise ModelLoadError(f"{MOST_BROUGHT} ControlNets, LoRAs and others are loaded, the limit; unload one")
             if (kind, name) in self._brought or (kind, name) in self._bringing:
                 message = f"a {kind} is already called {name!r}; unload it, or choose another name"
                 raise InvalidParams(message, [{"path": ["name"], "message": message, "got": name}])

@@ -24,7 +24,8 @@ from pydantic import BaseModel
 from .errors import LatentwireError, PluginError, SettingsError
 from .hookspecs import PROJECT, HookSpecs
 from .plugin_guard import PluginGuard
-from .registry import PluginRegistry, Registry
+from .plugin_registry import PluginRegistry
+from .registry import Registry
 from .settings import PluginSettings, parse
 from .settings import Settings as HostSettings  # `from latentwire import *` brings it into a plugin's module
 from .strikes import JOB

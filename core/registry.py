@@ -1,32 +1,26 @@
-"""What plugins and the core have registered: commands, request fields, schedulers, each under one name."""
+"""All that plugins and the core have registered with one host, and how what plugins bring is used."""
 
 import difflib
 import functools
-import inspect
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
-from .clock import Clock
-from .errors import PluginError
-from .events import Event
+from .errors import InvalidParams, PluginError
 from .plugin_guard import PluginGuard
-from .schedulers import MakeScheduler
+from .plugin_registry import TABLES, Entries, PluginRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image as PILImage
-    from starlette.routing import BaseRoute
 
-    from .commands import CommandContext
-    from .host import Host
-
-    MakeRoutes = Callable[[Host], Sequence[BaseRoute]]
-
-Entry = TypeVar("Entry")
+    from .build import PipelineBuild
+    from .previews import Array
+    from .requests import StreamOptions
 
 CORE = "latentwire"
 """Owns what no plugin brought."""
@@ -34,29 +28,6 @@ CORE = "latentwire"
 PLUGIN_TIMEOUT_S = 30.0
 
 MOST_NAMES = 12  # of those that an error lists
-
-
-@dataclass(frozen=True, slots=True)
-class CommandEntry:
-    """A command: its params model, and the handler whose return value is the command's result."""
-
-    name: str
-    params: type[BaseModel]
-    handler: "Callable[[CommandContext, Any], Awaitable[dict[str, Any]]]"
-    plugin: str
-
-    @property
-    def summary(self) -> str:
-        """The first line of the handler's docstring."""
-        return (self.handler.__doc__ or "").strip().partition("\n")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessor:
-    """Makes a control image of a picture: its options' model, and the function itself."""
-
-    options: type[BaseModel]
-    apply: "Callable[[PILImage, Any], PILImage]"
 
 
 def nearest(name: str, table: Mapping[str, Any], plural: str) -> str:
@@ -68,45 +39,59 @@ def nearest(name: str, table: Mapping[str, Any], plural: str) -> str:
 
 
 @dataclass
-class Registry:
+class Registry(Entries):
     """All entries of one host, by name."""
 
-    commands: dict[str, CommandEntry] = field(default_factory=dict)
-    fields: dict[str, type[BaseModel]] = field(default_factory=dict)
-    updates: dict[str, type[BaseModel]] = field(default_factory=dict)
-    schedulers: dict[str, MakeScheduler] = field(default_factory=dict)
-    events: dict[str, type[Event]] = field(default_factory=dict)
-    preprocessors: dict[str, Preprocessor] = field(default_factory=dict)
-    routes: "dict[str, MakeRoutes]" = field(default_factory=dict)  # by plugin
     owners: dict[tuple[str, str], str] = field(default_factory=dict)
     guard: PluginGuard = field(default_factory=lambda: PluginGuard(PLUGIN_TIMEOUT_S))
+    _pipelines: dict[tuple[str, str], type[Any]] = field(default_factory=dict)
 
-    def merge(self, addition: "PluginRegistry") -> None:
-        """Take over everything that one plugin registered, or nothing.
+    def merge(self, addition: PluginRegistry) -> None:
+        """Take over everything that one plugin registers, in place of what it did before; or change nothing.
 
         Raises:
             PluginError: a name is taken; the error names both owners.
         """
-        tables: list[tuple[str, dict[str, Any], Mapping[str, Any]]] = [
-            ("command", self.commands, addition.commands),
-            ("field", self.fields, addition.fields),
-            ("update field", self.updates, addition.updates),
-            ("scheduler", self.schedulers, addition.schedulers),
-            ("event", self.events, addition.events),
-            ("preprocessor", self.preprocessors, addition.preprocessors),
-            ("routes", self.routes, addition.routes),
-        ]
-        for kind, table, entries in tables:
-            for name in entries:
-                if name in table:
+        plugin = addition.plugin
+        kept = {kind: self._without(plugin, kind) for kind in TABLES}
+        for kind, table in TABLES.items():
+            for name in getattr(addition, table):
+                if name in kept[kind]:
                     owner = self.owners[kind, name]
-                    raise PluginError(
-                        f"{kind} {name!r} of plugin {addition.plugin!r} is taken by {owner!r}; rename one",
-                        plugin=addition.plugin,
-                    )
-        for kind, table, entries in tables:
-            table.update(entries)
-            self.owners.update({(kind, name): addition.plugin for name in entries})
+                    message = f"{kind} {name!r} of plugin {plugin!r} is taken by {owner!r}; rename one"
+                    raise PluginError(message, plugin=plugin)
+        self._take(plugin, {kind: kept[kind] | getattr(addition, table) for kind, table in TABLES.items()})
+
+    def remove(self, plugin: str) -> None:
+        """Forget everything that a plugin has registered."""
+        self._take(plugin, {kind: self._without(plugin, kind) for kind in TABLES})
+
+    def _without(self, plugin: str, kind: str) -> dict[str, Any]:
+        entries: dict[str, Any] = getattr(self, TABLES[kind])
+        return {name: entry for name, entry in entries.items() if self.owners[kind, name] != plugin}
+
+    def _take(self, plugin: str, tables: Mapping[str, dict[str, Any]]) -> None:
+        """New tables in place of the old ones, whose readers are not disturbed; what is new is the plugin's."""
+        known = self.owners
+        self.owners = {
+            (kind, name): plugin if known.get((kind, name), plugin) == plugin else known[kind, name]
+            for kind, entries in tables.items()
+            for name in entries
+        }
+        for kind, entries in tables.items():
+            setattr(self, TABLES[kind], entries)
+        self._pipelines.clear()
+
+    def owner(self, kind: str, name: str) -> str:
+        """Whose an entry is.
+
+        Raises:
+            PluginError: there is none, or no more: its plugin was loaded anew and no longer has it.
+        """
+        try:
+            return self.owners[kind, name]
+        except KeyError:
+            raise PluginError(f"there is no {kind} {name!r} any more", plugin=CORE) from None
 
     def new_scheduler(self, name: str, config: Mapping[str, Any]) -> Any:
         """A fresh scheduler for one picture, from the model's scheduler config.
@@ -114,7 +99,7 @@ class Registry:
         Raises:
             PluginError: the plugin that brought the scheduler could not make one for this model.
         """
-        owner, where = self.owners["scheduler", name], f"scheduler {name!r}"
+        owner, where = self.owner("scheduler", name), f"scheduler {name!r}"
 
         def make() -> Any:
             scheduler = self.schedulers[name](config)
@@ -127,13 +112,71 @@ class Registry:
             scheduler.step = self._guarded(scheduler.step, owner, where)
         return scheduler
 
+    def pipeline_class(self, family: str, build: "PipelineBuild") -> type[Any]:
+        """The pipeline for a build of a model of this family: one of diffusers', or a plugin's.
+
+        Raises:
+            InvalidParams: nobody has one.
+            PluginError: the plugin that brought the task could not give its class.
+        """
+        from .build import pipeline_class
+
+        task = build.task
+        if task not in self.tasks:
+            return pipeline_class(family, build)
+        owner = self.owner("task", task)
+        if family not in self.tasks[task] or build.controlnets:
+            what = "with a ControlNet" if build.controlnets else f"with a {family}"
+            message = f"{task} of plugin {owner!r} does not work {what}; it is for {', '.join(self.tasks[task])}"
+            raise InvalidParams(message, [{"path": ["model"], "message": message, "got": build.model}])
+        self.guard.strikes.check(owner)
+        found = self._pipelines.get((task, family))
+        if found is None:
+            found = self.guard.run(owner, f"task {task!r}", partial(_pipeline_class, self.tasks[task][family]))
+            self._pipelines[task, family] = found
+        return found
+
+    def check_previews(self, stream: "StreamOptions", path: "Sequence[str]" = ("stream",)) -> None:
+        """Refuse a stream whose previews nobody can paint.
+
+        Raises:
+            InvalidParams: no previewer has the name.
+            PluginError: its plugin is disabled.
+        """
+        name = stream.previews and stream.previews.previewer
+        if not name:
+            return
+        if name not in self.previewers:
+            message = f"there is no previewer {name!r:.80}; {nearest(name, self.previewers, 'previewers')}"
+            raise InvalidParams(
+                message, [{"path": [*path, "previews", "previewer"], "message": message, "got": name[:80]}]
+            )
+        self.guard.strikes.check(self.owner("previewer", name))
+
+    def paint(self, name: str, latents: "Array") -> "NDArray[np.uint8]":
+        """A preview as a registered previewer paints it.
+
+        Raises:
+            PluginError: it raised, or gave something else; names the plugin that brought it.
+        """
+        owner = self.owner("previewer", name)
+
+        def paint() -> "NDArray[np.uint8]":
+            picture = self.previewers[name](latents)
+            dtype, shape = getattr(picture, "dtype", None), getattr(picture, "shape", ())
+            if str(dtype) != "uint8" or len(shape) != 3 or shape[-1] != 3 or not all(shape):
+                raise TypeError(f"it painted {shape or repr(picture)[:80]} of {dtype}, wanted (h, w, 3) of uint8")
+            return picture
+
+        return self.guard.run(owner, f"previewer {name!r}", paint)
+
     def preprocess(self, name: str, picture: "PILImage", options: Any) -> "PILImage":
         """A picture as a registered preprocessor makes it, of the same size, in RGB.
 
         Raises:
             PluginError: it raised, or gave something else; names the plugin that brought it.
         """
-        owner = self.owners["preprocessor", name]
+        owner = self.owner("preprocessor", name)
 
         def apply() -> "PILImage":
             result = self.preprocessors[name].apply(picture, options)
@@ -151,107 +194,10 @@ class Registry:
         return guarded
 
 
-@dataclass
-class PluginRegistry:
-    """What one plugin registers; it counts only when the plugin's `register` returns.
+def _pipeline_class(give: Callable[[], type[Any]]) -> type[Any]:
+    from diffusers import DiffusionPipeline
 
-    `settings` are the plugin's own from plugins.toml, an instance of its `Settings` model (None without one). `clock`
-    is the host's: it tells the time, and a test may move it.
-    """
-
-    plugin: str
-    settings: Any = None
-    clock: Clock = field(default_factory=Clock)
-    commands: dict[str, CommandEntry] = field(default_factory=dict)
-    fields: dict[str, type[BaseModel]] = field(default_factory=dict)
-    updates: dict[str, type[BaseModel]] = field(default_factory=dict)
-    schedulers: dict[str, MakeScheduler] = field(default_factory=dict)
-    events: dict[str, type[Event]] = field(default_factory=dict)
-    preprocessors: dict[str, Preprocessor] = field(default_factory=dict)
-    routes: "dict[str, MakeRoutes]" = field(default_factory=dict)
-
-    def add_command(
-        self,
-        name: str,
-        params: type[BaseModel],
-        handler: "Callable[[CommandContext, Any], Awaitable[dict[str, Any]]]",
-    ) -> None:
-        """Answer to a command.
-
-        Args:
-            name: What clients send; plugins use `theirname.verb`.
-            params: Validates the client's params; its schema appears in `describe`.
-            handler: Async, on the host's event loop; returns the result as a map of plain values. Anything
-                slow belongs into a worker thread.
-        """
-        if not inspect.iscoroutinefunction(handler):
-            raise PluginError(f"the handler of command {name!r} must be an async function", plugin=self.plugin)
-        self._check_model(name, params)
-        self._add(self.commands, name, CommandEntry(name, params, handler, self.plugin))
-
-    def add_field(self, name: str, model: type[BaseModel]) -> None:
-        """Add an optional field to `generate`'s request; hooks read it as `context.request.<name>`."""
-        from .requests import GenerateRequest
-
-        if name in GenerateRequest.model_fields or not name.isidentifier() or hasattr(GenerateRequest, name):
-            raise PluginError(f"a request field cannot be called {name!r}; choose another name", plugin=self.plugin)
-        self._check_model(name, model)
-        self._add(self.fields, name, model)
-
-    def add_update(self, name: str, model: type[BaseModel]) -> None:
-        """Add an optional field to `jobs.update`; the hook `update_job` reads it as `context.update.<name>`."""
-        from .requests import UpdateRequest
-
-        if name in UpdateRequest.model_fields or not name.isidentifier() or hasattr(UpdateRequest, name):
-            raise PluginError(f"an update field cannot be called {name!r}; choose another name", plugin=self.plugin)
-        self._check_model(name, model)
-        self._add(self.updates, name, model)
-
-    def add_scheduler(self, name: str, make: MakeScheduler) -> None:
-        """Offer a scheduler: `make` takes the model's scheduler config and gives a new object."""
-        self._add(self.schedulers, name, make)
-
-    def add_event(self, event: type[Event]) -> None:
-        """Make an event of the plugin's own known, so that `describe` lists it; a dataclass derived from `Event`."""
-        if not (isinstance(event, type) and issubclass(event, Event) and is_dataclass(event)):
-            raise PluginError(f"an event must be a dataclass derived from Event, got {event!r:.80}", plugin=self.plugin)
-        taken = {"id", "event", "seq"} & {part.name for part in fields(event)}
-        if taken:
-            message = f"event {event.name!r} has a field {taken.pop()!r}, which every message has; choose another name"
-            raise PluginError(message, plugin=self.plugin)
-        self._add(self.events, event.name, event)
-
-    def add_preprocessor(
-        self, name: str, options: type[BaseModel], apply: "Callable[[PILImage, Any], PILImage]"
-    ) -> None:
-        """Offer a way to make a control image.
-
-        Args:
-            name: What requests name.
-            options: Validates a request's options for it.
-            apply: Takes an RGB picture and the options, gives an RGB picture of the same size; in a worker thread.
-        """
-        self._check_model(name, options)
-        self._add(self.preprocessors, name, Preprocessor(options, apply))
-
-    def add_routes(self, make: "MakeRoutes") -> None:
-        """Answer HTTP requests: `make` is called once with the host, when a server begins, and gives Starlette routes.
-
-        The server lets only those through that may use the host's WebSocket too.
-        """
-        self._add(self.routes, self.plugin, make)
-
-    def _check_model(self, name: str, model: Any) -> None:
-        """Refuse at once what would later break requests, or `describe` for everybody."""
-        if not isinstance(model, type) or not issubclass(model, BaseModel):
-            raise PluginError(f"the model of {name!r} must be a pydantic model, got {model!r:.80}", plugin=self.plugin)
-        try:
-            model.model_json_schema()
-        except Exception as error:
-            message = f"the model of {name!r} has no JSON Schema: {type(error).__name__}: {error}"
-            raise PluginError(message, plugin=self.plugin) from error
-
-    def _add(self, table: dict[str, Entry], name: str, entry: Entry) -> None:
-        if name in table:
-            raise PluginError(f"plugin {self.plugin!r} registers {name!r} twice", plugin=self.plugin)
-        table[name] = entry
+    found = give()
+    if not isinstance(found, type) or not issubclass(found, DiffusionPipeline):
+        raise TypeError(f"it gave {found!r:.80}, wanted the class of a diffusers pipeline")
+    return found

@@ -69,6 +69,11 @@ class PreviewOptions(Strict):
         description="one preview every so many steps, and one of the last step unless the picture itself comes first",
     )
     max_rate: float | None = Field(None, gt=0, description="at most so many previews a second")
+    previewer: str | None = Field(
+        None,
+        max_length=100,
+        description="how they are painted, a name that describe lists; the model's own if left out",
+    )
 
 
 class LatentsOptions(Strict):

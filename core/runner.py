@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .build import PipelineBuild, PipelineCall, assemble, pipeline_class
+from .build import PipelineBuild, PipelineCall, assemble
 from .errors import InvalidParams
 from .events import Image, Loading, Started
 from .faults import is_device, is_memory, typed
@@ -95,7 +95,7 @@ class Runner:
         lease = self._store.lease(build, progress)
         try:
             scheduler = self._registry.new_scheduler(build.scheduler, lease.card.scheduler_config)
-            pipeline = _pipeline(build, lease, scheduler)
+            pipeline = self._pipeline(build, lease, scheduler)
             denoiser = lease.components[lease.card.row.denoiser]
             outcome: Future[Pace | None] = Future()
 
@@ -113,6 +113,11 @@ class Runner:
             return outcome.result()
         finally:
             self._store.release(lease)
+
+    def _pipeline(self, build: PipelineBuild, lease: Lease, scheduler: Any) -> Any:
+        kind = self._registry.pipeline_class(lease.card.family, build)
+        components = {**lease.components, **lease.modules}
+        return assemble(kind, components, scheduler, lease.device, lease.controlnets, lease.card.options)
 
     def mode_for(self, request: GenerateRequest) -> Mode:
         return request.mode or self._settings.defaults.mode
@@ -140,7 +145,7 @@ class Runner:
             build = context.build
             card = self._store.card(build.model)
             self._check_scheduler(build.scheduler, card)
-            pipeline_class(card.family, build)  # refuse it before anything is loaded
+            self._registry.pipeline_class(card.family, build)  # refuse it before anything is loaded
             lease = self._store.lease(build, lambda *at: job.emit(Loading(job.id, build.model, *at)))
             job.before_end(partial(self._store.release, lease))  # whoever hears of the end may unload what it used
             calls = [self._call_for(job, index, build, lease) for index in range(len(job.seeds))]
@@ -183,18 +188,21 @@ class Runner:
         return context.call
 
     def _run_for(self, job: Job, index: int, build: PipelineBuild, call: PipelineCall, lease: Lease) -> Run:
-        arguments = _accepted(pipeline_class(lease.card.family, build), call)
+        arguments = _accepted(self._registry.pipeline_class(lease.card.family, build), call)
         size = max(call.width, call.height)
         changes: list[dict[str, Any]] = []
         rows = 2 if call.guidance_scale > 1 else 1
 
+        def paint(previewer: str | None, latents: Any) -> Any:
+            return lease.previewer.paint(latents) if previewer is None else self._registry.paint(previewer, latents)
+
         def run_pipeline() -> Any:
             # only now: those of a long queue would take memory, and time from those that run
             scheduler = self._registry.new_scheduler(build.scheduler, lease.card.scheduler_config)
-            pipeline = _pipeline(build, lease, scheduler)
+            pipeline = self._pipeline(build, lease, scheduler)
             tuner = Tuner(job, call.guidance_scale, pipeline, run, lease, changes)
             generator = torch.Generator().manual_seed(call.seed)
-            follow = StepStream(job, index, size, lease.previewer, self._plugins, self._painter, tuner)
+            follow = StepStream(job, index, size, paint, self._plugins, self._painter, tuner)
             callback = watch(pipeline, follow)
             given = tuner.begin(arguments)
             images = pipeline(**given, generator=generator, callback_on_step_end=callback).images
@@ -275,11 +283,6 @@ class Runner:
             if is_device(error):
                 self._engine.report(error)
             job.fail(error)
-
-
-def _pipeline(build: PipelineBuild, lease: Lease, scheduler: Any) -> Any:
-    kind = pipeline_class(lease.card.family, build)
-    return assemble(kind, lease.components, scheduler, lease.device, lease.controlnets, lease.card.options)
 
 
 def _accepted(pipeline: type[Any], call: PipelineCall) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """What streams back after each step of a picture: the step itself, a preview, latents; and the plugins' turn."""
 
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from PIL import Image as PILImage
 
+from .errors import PluginError
 from .events import Latents, Preview, Step
 from .finite import FiniteWatch
 from .hookspecs import StepContext
@@ -14,23 +16,24 @@ from .images import encode, to_size, to_tensor
 from .jobs import Job
 from .painter import Painter
 from .plugin_host import PluginHost
-from .previews import Previewer
 from .requests import LatentsOptions, PreviewOptions
 from .stepping import FinishedStep
 from .tuning import Tuner
 from .watching import Watcher
 
 MOST_FILES = 4  # kinds of preview that a picture is painted in; clients must not fill the painter's threads
-PreviewFile = tuple[Literal["jpeg", "webp", "png"], int, int]
-"""Format, longer side in pixels, quality."""
+PreviewFile = tuple[str | None, Literal["jpeg", "webp", "png"], int, int]
+"""Previewer, format, longer side in pixels, quality."""
+
+Paint = Callable[[str | None, Any], Any]
+"""Takes a previewer's name (None: the model's own) and latents `(channels, h, w)`; gives a picture `(h', w', 3)`."""
 
 
 class Decoded:
     """A step's predicted picture, decoded when the first preview of it is painted."""
 
-    def __init__(self, previewer: Previewer, latents: Any) -> None:
-        self._previewer = previewer
-        self._latents = latents
+    def __init__(self, paint: Callable[[], Any]) -> None:
+        self._paint = paint
         self._lock = threading.Lock()
         self._picture: PILImage.Image | None = None
 
@@ -38,7 +41,7 @@ class Decoded:
     def picture(self) -> PILImage.Image:
         with self._lock:
             if self._picture is None:
-                self._picture = PILImage.fromarray(self._previewer.paint(self._latents))
+                self._picture = PILImage.fromarray(self._paint())
             return self._picture
 
 
@@ -51,12 +54,12 @@ class StepStream:
     """
 
     def __init__(
-        self, job: Job, index: int, size: int, previewer: Previewer, plugins: PluginHost, painter: Painter, tuner: Tuner
+        self, job: Job, index: int, size: int, paint: Paint, plugins: PluginHost, painter: Painter, tuner: Tuner
     ) -> None:
         self._job = job
         self._index = index
         self._size = size  # pixels of the picture's longer side
-        self._previewer = previewer
+        self._paint = paint
         self._plugins = plugins
         self._painter = painter
         self._tuner = tuner
@@ -93,23 +96,30 @@ class StepStream:
                 wanted.setdefault(self._file_of(options), []).append(watcher)
         if not wanted:
             return
-        decoded = Decoded(self._previewer, finished.predict()[0].float().cpu().numpy())
+        latents = finished.predict()[0].float().cpu().numpy()
+        decoded = {name: Decoded(partial(self._paint, name, latents)) for name, *_ in wanted}
         for file, interested in wanted.items():
-            work = partial(self._paint, decoded, finished.step, finished.steps, file, interested)
+            work = partial(self._send_preview, decoded[file[0]], finished.step, finished.steps, file, interested)
             self._painter.paint((self._job.id, self._index, file), work)
 
     def _file_of(self, options: PreviewOptions) -> PreviewFile:
         """What a watcher gets: what it asks for, or what the first did, where too many ask for something else."""
-        file = (options.format, options.size or self._size, options.quality)
+        file = (options.previewer, options.format, options.size or self._size, options.quality)
         if file not in self._files and len(self._files) < MOST_FILES:
             self._files.append(file)
         return file if file in self._files else self._files[0]
 
-    def _paint(self, decoded: Decoded, step: int, steps: int, file: PreviewFile, interested: list[Watcher]) -> None:
+    def _send_preview(
+        self, decoded: Decoded, step: int, steps: int, file: PreviewFile, interested: list[Watcher]
+    ) -> None:
         if self._job.outcome.done():
             return
-        format, size, quality = file
-        picture = encode(to_size(decoded.picture, size), format, quality)
+        _, format, size, quality = file
+        try:
+            picture = encode(to_size(decoded.picture, size), format, quality)
+        except PluginError as error:  # a plugin's previewer: its job fails, as with anything else that a plugin raises
+            self._job.fail(error)
+            return
         self._job.emit(Preview(self._job.id, self._index, step, steps, picture), interested.__contains__)
         if self._job.owner in interested:
             self._job.shown(step)

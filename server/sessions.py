@@ -15,7 +15,7 @@ from ..core.commands import CommandContext, NoParams
 from ..core.errors import BadMessage, InvalidParams, Unauthorized, UnknownSession
 from ..core.events import Event
 from ..core.host import Host
-from ..core.registry import PluginRegistry
+from ..core.plugin_registry import PluginRegistry
 from ..core.requests import Strict, Whole
 from ..core.settings import PRINTABLE
 from .access import MAX_KEY, MIN_KEY, Access

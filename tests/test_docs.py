@@ -16,7 +16,7 @@ from latentwire import LatentwireError, PluginError, load_settings
 from latentwire.core import hookspecs, plugin_host
 from latentwire.core.build import PipelineBuild, PipelineCall
 from latentwire.core.commands import CommandContext
-from latentwire.core.registry import PluginRegistry
+from latentwire.core.plugin_registry import PluginRegistry
 from latentwire.core.settings import Settings
 from latentwire.server import cli
 
