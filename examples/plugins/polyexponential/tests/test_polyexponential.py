@@ -1,5 +1,6 @@
 """The scheduler's noise levels, told by real steps, and the pictures that come of them."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -48,7 +49,7 @@ def test_a_job_has_as_many_steps_as_it_asks_for(host: Host, steps: int) -> None:
 
 def test_rho_one_is_exponential(latentwire_host: Callable[..., Host]) -> None:
     levels = sigmas(latentwire_host(plugin("polyexponential", rho=1.0)), 5)
-    ratios = [math.log(before / after) for before, after in zip(levels, levels[1:], strict=False)]
+    ratios = [math.log(before / after) for before, after in itertools.pairwise(levels)]
     assert ratios == pytest.approx([ratios[0]] * 4, rel=1e-3)
 
 

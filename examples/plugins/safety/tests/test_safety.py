@@ -57,8 +57,8 @@ def test_a_picture_that_looks_like_one_of_the_list_is_refused(
 ) -> None:
     host = latentwire_host(plugin("safety", hashes=[f"{dhash(apple):016x}"]))
     events = Events()
+    params = {"prompt": "red apple", "num_inference_steps": 8, "seed": 1, "mode": "exact"}
     with pytest.raises(LatentwireError) as caught:
-        params = {"prompt": "red apple", "num_inference_steps": 8, "seed": 1, "mode": "exact"}
         call(host, "generate", params, emit=events)
     assert caught.value.code == "picture_refused"
     assert "image" not in events.names
