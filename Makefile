@@ -39,6 +39,7 @@ bench: $(VENV)/serve.done
 	$(BIN)/python benchmarks/cancel.py --rounds 4
 	$(BIN)/python benchmarks/fanout.py
 	$(BIN)/python benchmarks/startup.py --rounds 1 --caches warm
+	$(BIN)/python benchmarks/hooks.py --rounds 2
 
 # five minutes of random frames; ARGS="--seconds 60 --seed 7"
 fuzz: $(VENV)/dev.done

@@ -12,10 +12,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .client import RemoteError, connect, connect_sync
     from .core.adapters import Adapter, LowRank
+    from .core.api_version import API_VERSION
     from .core.build import PipelineBuild, PipelineCall
     from .core.caller import Caller, caller_of
     from .core.clock import Clock
-    from .core.commands import CommandContext, NoParams, validate
+    from .core.command_context import CommandContext, NoParams
+    from .core.commands import validate
     from .core.errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, PluginError, UnknownImage
     from .core.events import Event, JobEvent, Picture, Subscribed
     from .core.families import control_image_argument
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         EncodedContext,
         ImageContext,
         StepContext,
+        UnloadContext,
         UpdateContext,
         hookimpl,
     )
@@ -44,14 +47,15 @@ if TYPE_CHECKING:
 _HOME = {
     "validate": "core.commands",
     "Remembered": "core.remembered",
-    "NoParams": "core.commands",
+    "NoParams": "core.command_context",
+    "API_VERSION": "core.api_version",
     "Adapter": "core.adapters",
     "BuildContext": "core.hookspecs",
     "CallContext": "core.hookspecs",
     "ClientContext": "core.hookspecs",
     "Caller": "core.caller",
     "Clock": "core.clock",
-    "CommandContext": "core.commands",
+    "CommandContext": "core.command_context",
     "EncodedContext": "core.hookspecs",
     "Event": "core.events",
     "GenerateRequest": "core.requests",
@@ -81,6 +85,7 @@ _HOME = {
     "Strict": "core.requests",
     "Subscribed": "core.events",
     "UnknownImage": "core.errors",
+    "UnloadContext": "core.hookspecs",
     "UpdateContext": "core.hookspecs",
     "Whole": "core.requests",
     "connect": "client",
@@ -99,6 +104,7 @@ _HOME = {
 }
 
 __all__ = [
+    "API_VERSION",
     "LOADING",
     "Adapter",
     "BuildContext",
@@ -137,6 +143,7 @@ __all__ = [
     "Strict",
     "Subscribed",
     "UnknownImage",
+    "UnloadContext",
     "UpdateContext",
     "Whole",
     "caller_of",
@@ -157,6 +164,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    from .core import api_version
+
+    if name in api_version.NAMES:
+        notice = api_version.NAMES[name]
+        api_version.warn(f"latentwire.{name}", notice)
+        name = notice.instead.removeprefix("latentwire.")
     if name not in _HOME:
         raise AttributeError(f"module 'latentwire' has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

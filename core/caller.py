@@ -17,12 +17,14 @@ class Caller:
         owner: Whose the jobs and results are that it makes: those of a key may come from many sessions.
         observer: Whether it may see everybody's. Only their owner may change or delete them.
         by_ticket: Whether a ticket was all that it has shown.
+        operator: Whether it may switch plugins on and off.
     """
 
     client: str
     owner: str
     observer: bool = False
     by_ticket: bool = False
+    operator: bool = False
 
     @classmethod
     def nobody_known(cls) -> Self:

@@ -2,17 +2,17 @@
 
 import asyncio
 import reprlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
-from .caller import Caller
+from . import plugin_commands
+from .command_context import CommandContext, NoParams
 from .errors import InvalidParams, JobCancelled, LatentwireError, TooManyJobs, copied
-from .events import Accepted, Event, StateChanged, Subscribed
+from .events import Accepted, StateChanged, Subscribed
 from .hookspecs import UpdateContext
 from .image_store import image_id
 from .job_table import EndedJob
@@ -29,24 +29,6 @@ Params = TypeVar("Params", bound=BaseModel)
 
 STATE_PERIOD_S = 0.1  # at most so often
 MAX_DETAILS = 20  # of one error; a message may have a wrong entry for each of its bytes
-
-
-@dataclass(frozen=True, slots=True)
-class CommandContext:
-    """What a handler may use: the host, who asked, and `emit` for events of this one command."""
-
-    host: "Host"
-    caller: Caller
-    emit: Callable[[Event], None]
-
-    @property
-    def client(self) -> str:
-        """The id of the session that the command came from."""
-        return self.caller.client
-
-
-class NoParams(Strict):
-    """This command takes no params."""
 
 
 class CancelParams(Strict):
@@ -317,16 +299,6 @@ def pipeline_state_of(host: "Host") -> dict[str, Any]:
     }
 
 
-async def plugins_list(context: CommandContext, params: NoParams) -> dict[str, Any]:
-    """List all plugins in running order: state, hooks, and what went wrong with a failed one."""
-    return {
-        "plugins": [
-            {"name": r.name, "source": r.source, "state": r.state, "hooks": r.hooks, "error": r.error}
-            for r in context.host.plugins.reports
-        ]
-    }
-
-
 async def models_list(context: CommandContext, params: NoParams) -> dict[str, Any]:
     """List the models that requests may name."""
     host = context.host
@@ -378,7 +350,11 @@ def register_core(registry: PluginRegistry, request_model: type[GenerateRequest]
     registry.add_command("images.put", ImagesPutParams, images_put)
     registry.add_command("uploads.begin", UploadBeginParams, uploads_begin)
     registry.add_command("uploads.append", UploadAppendParams, uploads_append)
-    registry.add_command("plugins.list", NoParams, plugins_list)
+    registry.add_command("plugins.list", NoParams, plugin_commands.list_all)
+    registry.add_command("plugins.subscribe", NoParams, plugin_commands.subscribe)
+    registry.add_command("plugins.enable", plugin_commands.PluginParams, plugin_commands.enable)
+    registry.add_command("plugins.disable", plugin_commands.PluginParams, plugin_commands.disable)
+    registry.add_command("plugins.reload", plugin_commands.PluginParams, plugin_commands.reload)
     registry.add_command("models.list", NoParams, models_list)
     registry.add_command("describe", NoParams, describe_host)
     registry.add_command("ping", NoParams, ping)

@@ -33,6 +33,10 @@ def describe(host: "Host") -> dict[str, Any]:
         "preprocessors": {
             name: entry.options.model_json_schema() for name, entry in sorted(registry.preprocessors.items())
         },
+        "plugins": {
+            name: {"settings": None if model is None else model.model_json_schema()}
+            for name, model in host.plugins.settings_models().items()
+        },
         "previewers": sorted(registry.previewers),
         "modes": list(get_args(Mode)),
         "models": host.store.names(),

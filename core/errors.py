@@ -64,6 +64,12 @@ def copied(error: LatentwireError) -> LatentwireError:
     return copy
 
 
+def one_line(error: BaseException) -> str:
+    """An error in one line, for the log and for clients."""
+    text = error.message if isinstance(error, LatentwireError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
 class MessageError(LatentwireError):
     """A message that the host cannot act on."""
 

@@ -60,6 +60,16 @@ class StateChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PluginsChanged(Event):
+    """The rows of `plugins.list` as they are now; the first one comes at once."""
+
+    name: ClassVar[str] = "plugins"
+    latest_wins: ClassVar[bool] = True
+
+    plugins: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class JobEvent(Event):
     """What all events of a job share: `job`, the id that the host gave it.
 
@@ -265,6 +275,7 @@ EVENTS: dict[str, type[Event]] = {
         JobState,
         Subscribed,
         StateChanged,
+        PluginsChanged,
         Closing,
     )
 }

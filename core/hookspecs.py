@@ -102,6 +102,8 @@ class StepContext:
         import torch
 
         _check_type("latents", self.latents, torch.Tensor)
+        if self.latents is self._given:
+            return
         got, wanted = _kind(self.latents), _kind(self._given)
         if got != wanted:
             raise TypeError(f"context.latents must stay of {wanted}, got {got}")
@@ -206,6 +208,13 @@ class ClientContext:
     client: str
 
 
+@dataclass(frozen=True, slots=True)
+class UnloadContext:
+    """For `unload`: `final` tells whether the host ends, else the plugin is loaded anew."""
+
+    final: bool
+
+
 def _check_type(name: str, value: Any, wanted: type) -> None:
     if not isinstance(value, wanted):
         raise TypeError(f"context.{name} must be a {wanted.__name__}, got {value!r:.80}")
@@ -220,7 +229,7 @@ class HookSpecs:
 
     @hookspec
     def register(self, registry: "PluginRegistry") -> None:
-        """Once, while the host starts (main thread): add commands, request fields and schedulers."""
+        """Once, when the plugin is loaded (main thread): add commands, request fields and schedulers."""
 
     @hookspec
     def modify_build(self, context: BuildContext) -> None:
@@ -249,3 +258,7 @@ class HookSpecs:
     @hookspec
     def client_left(self, context: ClientContext) -> None:
         """Once a session, after its end (main thread: do not block); forget what was kept for the client."""
+
+    @hookspec
+    def unload(self, context: UnloadContext) -> None:
+        """Once, before the plugin is loaded anew and when the host closes (worker thread): end threads, close files."""

@@ -15,7 +15,8 @@ from PIL.Image import Image as PILImage
 
 from .caller import Caller
 from .clock import Clock
-from .commands import CommandContext, register_core, validate
+from .command_context import CommandContext
+from .commands import register_core, validate
 from .counters import Counters
 from .describe import describe
 from .engine import Engine
@@ -38,7 +39,7 @@ from .loop_watch import LoopWatch
 from .model_store import ModelStore
 from .pictures import read_picture
 from .plugin_guard import PluginGuard
-from .plugin_host import PluginHost
+from .plugin_host import PluginHost, PluginReport
 from .plugin_registry import PluginRegistry
 from .registry import CORE, Registry, nearest
 from .requests import GenerateRequest, UpdateRequest, with_fields
@@ -81,7 +82,8 @@ class Host:
         core.events.update(EVENTS)
         register_core(core, GenerateRequest)
         self.registry.merge(core)
-        self.plugins = PluginHost(self.registry, self.guard)
+        self.plugins = PluginHost(self.registry, self.guard, self.clock, self._plugins_changed)
+        self._switching = asyncio.Lock()
         self.plugins.load(settings.plugins, settings.discover)
         self._take_in_fields()
         if settings.defaults.scheduler not in self.registry.schedulers:
@@ -89,6 +91,8 @@ class Host:
             raise SettingsError(f"defaults.scheduler is {settings.defaults.scheduler!r}; schedulers: {known}")
         self.subscriptions = Subscriptions()
         self.state_subscriptions: set[Subscription] = set()
+        self.plugin_subscriptions: set[Subscription] = set()
+        self.guard.strikes.on_change(self._tell_of_plugins)
         memory = settings.engine.memory_mib
         most_rows = max(settings.engine.max_batch_rows or MOST_ROWS, settings.engine.reproducible_rows)
         models = local_models(settings.models)
@@ -126,7 +130,8 @@ class Host:
 
         Args:
             params: As the client sent them.
-            caller: Who gives the command. A text stands for one who sees what came from the same text.
+            caller: Who gives the command. A text stands for somebody in this process, who sees what came from the same
+                text, and may do all that an operator may.
             emit: Is told of the command's events; from any thread, so it must not block.
 
         Raises:
@@ -141,7 +146,7 @@ class Host:
             raise HostClosing("the host is shutting down and takes no more commands")
         self.guard.strikes.check(entry.plugin)
         if isinstance(caller, str):
-            caller = Caller(caller, caller)
+            caller = Caller(caller, caller, operator=True)  # of this process
         context = CommandContext(self, caller, emit)
         try:
             with noting(client=caller.client, command=command), self.loop_watch.handling(entry.plugin, command):
@@ -212,12 +217,36 @@ class Host:
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
-        """What `describe` answers; nothing of it changes once a host has started."""
+        """What `describe` answers, until plugins come or go."""
         return describe(self)
 
     def state_changed(self) -> None:
         """Let those who subscribed to `pipeline.state` have a look; from any thread."""
         for subscription in list(self.state_subscriptions):
+            subscription.wake()
+
+    async def enable_plugin(self, name: str) -> PluginReport:
+        """Load a plugin that the settings had disabled, or let one work again. See `PluginHost.enable`."""
+        async with self._switching:
+            if name in self.plugins.settings_models():
+                return self.plugins.enable(name)
+            return self.plugins.enable(name, await asyncio.to_thread(self.plugins.read, name))
+
+    async def reload_plugin(self, name: str) -> PluginReport:
+        """Load a plugin anew, as its code is now. See `PluginHost.reload`."""
+        async with self._switching:
+            read = await asyncio.to_thread(self.plugins.read, name)
+            await asyncio.to_thread(self.plugins.unload, name)
+            return self.plugins.reload(name, read)
+
+    def _plugins_changed(self) -> None:
+        """Plugins have come, gone, or been switched; on the event loop."""
+        self._take_in_fields()
+        self.__dict__.pop("description", None)
+        self._tell_of_plugins()
+
+    def _tell_of_plugins(self) -> None:
+        for subscription in list(self.plugin_subscriptions):
             subscription.wake()
 
     def _take_in_fields(self) -> None:
@@ -278,6 +307,7 @@ class Host:
         self.engine.close()
         self.runner.close()
         self._pixels.shutdown(cancel_futures=True)
+        self.plugins.close()
         self.guard.watchdog.close()
         self._end_jobs()  # those that came in between
 

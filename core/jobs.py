@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, Literal
 
-from .errors import EngineRestarted, JobCancelled, LatentwireError, PluginError, copied
+from .errors import EngineRestarted, JobCancelled, LatentwireError, PluginError, copied, one_line
 from .events import (
     Changed,
     Event,
@@ -269,7 +269,8 @@ class Job:
     def fail(self, error: BaseException) -> bool:
         """End with an error and stop what still runs; False for a job that has ended."""
         if isinstance(error, PluginError) or not isinstance(error, LatentwireError):
-            log.error("job %s failed", self.id, exc_info=error, extra={"client": self.client, "job": self.id})
+            about = {"client": self.client, "job": self.id}
+            log.error("job %s failed: %s", self.id, one_line(error), exc_info=error, extra=about)
         error = typed(error)
         state: State = error.code if error.code in ("cancelled", "superseded") else "failed"  # type: ignore[assignment]
         watchers = self._end(state)

@@ -342,8 +342,9 @@ class Loop:
             run.waiting = result
             self.policy.arrived(run)
             self._runs.append(run)
-        if is_memory(raised):
-            raised = None  # with its frames, which hold tensors
+        room = is_memory(raised)
+        error = raised = None  # their frames hold tensors, and this very frame, which holds them
+        if room:
             self._make_room()
 
     def _finish(self, run: Run, result: Any, error: BaseException | None) -> None:
@@ -388,7 +389,7 @@ def _tried(
     try:
         return forward(runs, calls), None
     except BaseException as error:
-        if len(runs) == 1:
+        if len(runs) == 1 and runs[0].stopped is None:  # what a cancelled run used may have been unloaded meanwhile
             log.warning("a forward failed\n%s", traceback.format_exc())  # as text: a log may keep what it is given
         error.__cause__ = error.__context__ = None
         return [], error.with_traceback(None)

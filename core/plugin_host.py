@@ -1,41 +1,38 @@
-"""Loads plugins one by one and calls their hooks.
+"""The plugins of one host: loaded one by one, called in the order of the settings, switched on and off while it runs.
 
-A plugin is a module, or the instance that its class `Plugin` makes. It comes with latentwire (a folder of
-plugins/), from an installed package (entry point group `latentwire`) or from a local file. One that fails
-to load is unregistered whole and reported; the host runs on without it.
+One that fails to load is reported and left out whole; the host runs on without it.
 """
 
-import functools
-import importlib
-import importlib.util
-import inspect
 import logging
-import sys
 import traceback
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Literal
 
-import pluggy
-from pydantic import BaseModel
+from .api_version import Collected
+from .clock import Clock
+from .errors import InvalidParams, PluginError, one_line
+from .hook_times import HookTime
+from .hookspecs import PROJECT, UnloadContext
+from .plugin_guard import Hook, PluginGuard
+from .plugin_loading import (
+    Candidate,
+    Plugin,
+    Source,
+    candidates,
+    forget_module,
+    hook_names,
+    load,
+    new_manager,
+    read_module,
+)
+from .registry import Registry, nearest
+from .secret_settings import struck_out
+from .settings import PluginSettings
 
-from .errors import LatentwireError, PluginError, SettingsError
-from .hookspecs import PROJECT, HookSpecs
-from .plugin_guard import PluginGuard
-from .plugin_registry import PluginRegistry
-from .registry import Registry
-from .settings import PluginSettings, parse
-from .settings import Settings as HostSettings  # `from latentwire import *` brings it into a plugin's module
-from .strikes import JOB
-
-BUILT_IN = ("img2img", "controlnet", "lora", "clip_skip", "stats", "http_api", "results")
-
-OUTSIDE_OF_JOBS = ("update_job", "client_left")
-"""Hooks whose failures a finished job says nothing about."""
-
-Source = Literal["built-in", "installed", "file"]
+SWITCHED_OFF = "disabled by an operator"
 
 log = logging.getLogger(__name__)
 
@@ -44,45 +41,62 @@ log = logging.getLogger(__name__)
 class PluginReport:
     """What became of one plugin: `error` is one line, `trace` the whole traceback of a failed one.
 
-    One may be disabled by the settings, or, with an error, because it kept failing.
+    One may be disabled by the settings, or, with an error, by an operator, or because it kept failing.
     """
 
     name: str
+    version: str | None
     source: Source
     state: Literal["loaded", "disabled", "failed"]
     hooks: list[str]
+    api: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    times: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: str | None = None
     trace: str | None = None
 
 
-class PluginHost:
-    """The plugins of one host, in the order that their hooks run."""
+@dataclass
+class _Row:
+    """A plugin that was found, and what became of it."""
 
-    def __init__(self, registry: Registry, guard: PluginGuard) -> None:
+    candidate: Candidate
+    plugin: Plugin | None = None
+    error: str | None = None
+    trace: str | None = None
+    times: dict[str, HookTime] = field(default_factory=dict)
+
+
+class PluginHost:
+    """The plugins of one host, in the order that their hooks run.
+
+    Args:
+        changed: Told when plugins have come, gone or been switched; on the event loop.
+    """
+
+    def __init__(
+        self, registry: Registry, guard: PluginGuard, clock: Clock, changed: Callable[[], None] = lambda: None
+    ) -> None:
         self._registry = registry
         self._guard = guard
-        self._manager = pluggy.PluginManager(PROJECT)
-        self._manager.add_hookspecs(HookSpecs)
-        self._reports: list[PluginReport] = []
+        self._clock = clock
+        self._changed = changed
+        self._rows: list[_Row] = []
+        self._hooks: dict[str, tuple[Hook, ...]] = dict.fromkeys(hook_names(), ())
 
     @property
     def reports(self) -> list[PluginReport]:
         """One for each plugin that was found, in running order."""
-        reasons = {report.name: self._guard.strikes.reason(report.name) for report in self._reports}
-        return [
-            replace(report, state="disabled", error=reasons[report.name]) if reasons[report.name] else report
-            for report in self._reports
-        ]
+        return [self._report(row) for row in self._rows]
 
     def load(self, wanted: Iterable[PluginSettings], discover: bool = True) -> None:
         """Load the plugins that the settings name, in that order, then all others that can be found."""
-        listed = list(wanted)
-        installed = {point.name: point for point in entry_points(group=PROJECT)}
-        names = {plugin.name for plugin in listed}
-        found = [*BUILT_IN, *(sorted(installed) if discover else ())]
-        listed += [PluginSettings.model_construct(name=name) for name in dict.fromkeys(found) if name not in names]
-        # pluggy runs the last registered first
-        self._reports = [self._load_one(plugin, installed.get(plugin.name)) for plugin in reversed(listed)][::-1]
+        self._rows = [_Row(found) for found in candidates(wanted, entry_points(group=PROJECT), discover)]
+        for row in self._rows:
+            if row.candidate.wanted.enabled:
+                warnings = Collected()
+                self._put_in(row, self._read(row, warnings), warnings)
+        self._arrange()
 
     def call(self, hook: str, context: Any) -> None:
         """Run one hook of every plugin.
@@ -90,19 +104,17 @@ class PluginHost:
         Raises:
             PluginError: a plugin raised; names it and the hook.
         """
-        getattr(self._manager.hook, hook)(context=context)
+        hooks = self._hooks[hook]
+        if hooks:
+            self._guard.run_hooks(hook, hooks, context)
 
     def tell(self, hook: str, context: Any) -> None:
         """Run one hook of every plugin, whatever the others raise; what they do goes to the log."""
-        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            try:
-                implementation.function(context)
-            except BaseException:
-                log.exception("hook %s failed", hook)
+        self._tell(hook, context, self._hooks[hook])
 
     def listens(self, hook: str) -> bool:
         """Whether any plugin implements the hook; what nobody listens to need not be prepared."""
-        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+        return bool(self._hooks[hook])
 
     def check_usable(self, table: str, given: Any) -> None:
         """Refuse a request that asks something of a disabled plugin: without its hooks it would be ignored.
@@ -118,134 +130,162 @@ class PluginHost:
             if kind == table and getattr(given, name, None) is not None:
                 self._guard.strikes.check(plugin)
 
-    def _load_one(self, plugin: PluginSettings, installed: EntryPoint | None) -> PluginReport:
-        name = plugin.name
-        source: Source = "file" if plugin.path else "built-in" if name in BUILT_IN else "installed"
-        if not plugin.enabled:
-            return PluginReport(name, source, "disabled", [])
+    def disable(self, name: str) -> PluginReport:
+        """Call a plugin no more, and answer for it with an error, until it is enabled again.
+
+        Raises:
+            InvalidParams: there is no such plugin, or it is not loaded.
+        """
+        row = self._find(name)
+        if row.plugin is None:
+            state = self._report(row).state
+            message = f"plugin {name!r} is not loaded, it is {state}"
+            raise InvalidParams(message, [{"path": ["name"], "message": message, "got": name}])
+        self._guard.strikes.disable(name, SWITCHED_OFF)
+        log.warning("plugin %s is disabled by an operator", name)
+        self._changed()
+        return self._report(row)
+
+    def enable(self, name: str, read: Any = None) -> PluginReport:
+        """Let a plugin work (again): load it where it is not, and forgive it what it was disabled for.
+
+        Args:
+            read: What `read` gave, where it is not loaded.
+
+        Raises:
+            InvalidParams: there is no such plugin.
+            PluginError: it failed to load, see its report.
+        """
+        row = self._find(name)
+        if row.plugin is None:
+            self._put_in(row, *(read or self.read(name)))
+            self._arrange()
+        if row.plugin is not None:
+            self._guard.strikes.enable(name)
+            log.info("plugin %s is enabled", name)
+        self._changed()
+        return self._outcome(row)
+
+    def reload(self, name: str, read: Any = None) -> PluginReport:
+        """Load a plugin anew, as its code is now; jobs under way go on with the new one. One that fails is left out.
+
+        Args:
+            read: What `read` gave; `unload` comes between the two.
+
+        Raises:
+            InvalidParams: there is no such plugin.
+            PluginError: it failed to load, see its report.
+        """
+        row = self._find(name)
+        self._put_in(row, *(read or self.read(name)))
+        self._arrange()
+        if row.plugin is not None:
+            self._guard.strikes.enable(name)
+            log.info("plugin %s is loaded anew", name)
+        self._changed()
+        return self._outcome(row)
+
+    def read(self, name: str) -> Any:
+        """Import a plugin's code anew, for `enable` and `reload`; in a worker thread, for it may take its time.
+
+        Raises:
+            InvalidParams: there is no such plugin.
+        """
+        row = self._find(name)
+        forget_module(row.candidate)
+        warnings = Collected()
+        return self._read(row, warnings), warnings
+
+    def unload(self, name: str) -> None:
+        """Let a plugin end what it runs of its own, before its code is loaded anew; in a worker thread."""
+        own = [hook for hook in self._hooks["unload"] if hook.plugin == name]
+        self._tell("unload", UnloadContext(final=False), own)
+
+    def files(self) -> dict[str, list[Path]]:
+        """Where the code of plugins is that did not come with latentwire, by name: files, and folders of packages."""
+        rows = [row.candidate for row in self._rows if row.candidate.source != "built-in"]
+        return {candidate.name: candidate.files for candidate in rows}
+
+    def settings_models(self) -> dict[str, Any]:
+        """The pydantic models of the settings of all loaded plugins, by name; None for those without any."""
+        return {row.candidate.name: row.plugin.settings_model for row in self._rows if row.plugin is not None}
+
+    def close(self) -> None:
+        """Let every plugin end what it runs of its own."""
+        self.tell("unload", UnloadContext(final=True))
+
+    def _tell(self, hook: str, context: Any, implementations: Iterable[Hook]) -> None:
+        for implementation in implementations:
+            try:
+                self._guard.run_hooks(hook, (implementation,), context)
+            except BaseException:
+                log.exception("hook %s failed", hook)
+
+    def _find(self, name: str) -> _Row:
+        rows = {row.candidate.name: row for row in reversed(self._rows)}
+        if name not in rows:
+            message = f"there is no plugin {name!r:.80}; {nearest(name, rows, 'plugins')}"
+            raise InvalidParams(message, [{"path": ["name"], "message": message, "got": name[:80]}])
+        return rows[name]
+
+    def _read(self, row: _Row, warnings: Collected) -> Any:
+        """The plugin's module, or what its import raised."""
         try:
-            module = _import(plugin, installed)
-            settings = _settings_of(module, plugin)
-            subject = _subject_of(module, settings)
-            self._register(name, subject, settings)
-        except BaseException as error:  # a plugin's SystemExit must not end the host either
+            with warnings:
+                return read_module(row.candidate)
+        except BaseException as error:  # a plugin's SystemExit must not end the host
             if isinstance(error, KeyboardInterrupt):
                 raise
-            self._unregister(name)
-            line = error.message if isinstance(error, LatentwireError) else f"{type(error).__name__}: {error}"
-            log.error("plugin %s (%s) failed to load: %s", name, source, line)
-            return PluginReport(name, source, "failed", [], line, traceback.format_exc())
-        callers = self._manager.get_hookcallers(subject) or []
-        return PluginReport(name, source, "loaded", sorted(caller.name for caller in callers))
+            return error
 
-    def _register(self, name: str, subject: Any, settings: Any) -> None:
-        self._manager.register(subject, name=name)
-        for caller in self._manager.get_hookcallers(subject) or []:
-            for implementation in caller.get_hookimpls():
-                if implementation.plugin is subject:
-                    _check(name, caller, implementation)
-                    self._watch_over(implementation, name, caller.name)
-        entries = PluginRegistry(name, settings)
-        only_others = [other for other in self._manager.get_plugins() if other is not subject]
-        self._manager.subset_hook_caller("register", only_others)(registry=entries)
-        self._registry.merge(entries)
-
-    def _watch_over(self, implementation: Any, plugin: str, hook: str) -> None:
-        """Let the hook's function run under guard, and no more once its plugin is disabled."""
-        function, guard, where = implementation.function, self._guard, hook
-        if hook == "register":  # while the host starts: nobody waits for it yet
-            implementation.function = _naming(function, plugin, hook)
-            return
-
-        def checked(*args: Any) -> None:
-            function(*args)
-            for context in args:
-                if hasattr(context, "check"):
-                    context.check()
-
-        @functools.wraps(function)
-        def call(*args: Any) -> None:
-            if guard.strikes.reason(plugin) is not None:
-                return
-            job = getattr(args[0], "job", None)
-            if hook in OUTSIDE_OF_JOBS:
-                guard.run(plugin, where, partial(checked, *args), hook, hook)
-                guard.strikes.forgive(hook, plugin)
-            else:
-                guard.run(plugin, where, partial(checked, *args), hook, JOB, job)
-
-        implementation.function = call
-
-    def _unregister(self, name: str) -> None:
-        if self._manager.has_plugin(name):
-            self._manager.unregister(name=name)
-
-
-def _import(plugin: PluginSettings, installed: EntryPoint | None) -> Any:
-    if plugin.path is not None:
-        if not plugin.path.is_file():
-            raise SettingsError(f"plugin {plugin.name!r}: there is no file {plugin.path}")
-        module_name = f"latentwire_plugin_{plugin.name}"
-        spec = importlib.util.spec_from_file_location(module_name, plugin.path)
-        if spec is None or spec.loader is None:
-            raise SettingsError(f"plugin {plugin.name!r}: {plugin.path} is no Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module  # dataclasses and pydantic look their module up there
-        spec.loader.exec_module(module)
-        return module
-    if plugin.name in BUILT_IN:
-        return importlib.import_module(f"{__package__.rpartition('.')[0]}.plugins.{plugin.name}")
-    if installed is None:
-        raise SettingsError(f"plugin {plugin.name!r} is neither built in nor installed; give its path, or install it")
-    return installed.load()
-
-
-def _settings_of(module: Any, plugin: PluginSettings) -> Any:
-    model = getattr(module, "Settings", None)
-    if isinstance(model, type) and issubclass(model, BaseModel) and model is not HostSettings:
-        return parse(model, plugin.settings, origin=f"settings of plugin {plugin.name!r}")
-    if plugin.settings:
-        raise SettingsError(f"plugin {plugin.name!r} has no settings, got {', '.join(plugin.settings)}")
-    return None
-
-
-def _subject_of(module: Any, settings: Any) -> Any:
-    plugin_class = getattr(module, "Plugin", None)
-    if plugin_class is None:
-        return module
-    return plugin_class() if settings is None else plugin_class(settings)
-
-
-def _check(name: str, caller: Any, implementation: Any) -> None:
-    """Refuse what pluggy accepts and would later do wrong."""
-    if caller.spec is None:
-        raise PluginError(
-            f"plugin {name!r} implements {caller.name!r}, which is no hook; hooks: {', '.join(hook_names())}",
-            plugin=name,
-            hook=caller.name,
-        )
-    if inspect.iscoroutinefunction(implementation.function) != inspect.iscoroutinefunction(caller.spec.function):
-        raise PluginError(f"hook {caller.name!r} of plugin {name!r} must not be async", plugin=name, hook=caller.name)
-    if implementation.hookwrapper or implementation.wrapper:
-        raise PluginError(f"hook {caller.name!r} of plugin {name!r} must not be a wrapper", plugin=name)
-
-
-def hook_names() -> list[str]:
-    """The names of all hooks."""
-    return [name for name in vars(HookSpecs) if not name.startswith("_")]
-
-
-def _naming(function: Any, plugin: str, hook: str) -> Any:
-    """Let whatever a function raises name its plugin and hook."""
-
-    @functools.wraps(function)
-    def call(*args: Any) -> None:
+    def _put_in(self, row: _Row, module: Any, warnings: Collected) -> None:
+        """Load one plugin, or note why that fails."""
+        candidate = row.candidate
         try:
-            function(*args)
-        except LatentwireError:
-            raise  # a plugin's own refusal, said in our terms
+            if isinstance(module, BaseException):
+                raise module
+            plugin = load(candidate, module, self._clock, warnings)
+            self._registry.replace(plugin.entries)
         except BaseException as error:
-            message = f"plugin {plugin!r} failed in {hook}: {type(error).__name__}: {error}"
-            raise PluginError(message, plugin=plugin, hook=hook) from error
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            row.plugin, row.error = None, struck_out(one_line(error))
+            row.trace = struck_out("".join(traceback.format_exception(error)))
+            self._registry.remove(candidate.name)
+            log.error("plugin %s (%s) failed to load: %s", candidate.name, candidate.source, row.error)
+            return
+        row.plugin, row.error, row.trace = plugin, None, None
+        for warning in warnings:
+            log.warning("plugin %s: %s", candidate.name, warning)
 
-    return call
+    def _arrange(self) -> None:
+        """Put all hooks in their order; in one go, for jobs go on calling them."""
+        manager = new_manager()
+        rows = {row.candidate.name: row for row in self._rows if row.plugin is not None}
+        for name, row in reversed(rows.items()):  # pluggy runs the last registered first
+            assert row.plugin is not None
+            manager.register(row.plugin.subject, name)
+        hooks: dict[str, tuple[Hook, ...]] = {}
+        for name in hook_names():
+            found = []
+            for implementation in reversed(getattr(manager.hook, name).get_hookimpls()):
+                times = rows[implementation.plugin_name].times.setdefault(name, HookTime())
+                found.append(Hook(implementation.plugin_name, implementation.function, implementation.argnames, times))
+            hooks[name] = tuple(found)
+        self._hooks = hooks
+
+    def _report(self, row: _Row) -> PluginReport:
+        candidate, plugin = row.candidate, row.plugin
+        about = (candidate.name, candidate.version, candidate.source)
+        if plugin is None:
+            state: Literal["failed", "disabled"] = "failed" if row.error else "disabled"
+            return PluginReport(*about, state, [], error=row.error, trace=row.trace)
+        reason = self._guard.strikes.reason(candidate.name)
+        times = {hook: time.plain() for hook, time in row.times.items() if time.calls}
+        state_now: Literal["loaded", "disabled"] = "disabled" if reason else "loaded"
+        return PluginReport(*about, state_now, plugin.hooks, plugin.api, plugin.warnings, times, reason)
+
+    def _outcome(self, row: _Row) -> PluginReport:
+        if row.error is not None:
+            raise PluginError(f"plugin {row.candidate.name!r} failed to load: {row.error}", plugin=row.candidate.name)
+        return self._report(row)

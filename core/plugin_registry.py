@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
     from starlette.routing import BaseRoute
 
-    from .commands import CommandContext
+    from .command_context import CommandContext
     from .host import Host
     from .previews import Array
 
@@ -177,8 +177,9 @@ class PluginRegistry(Entries):
         Args:
             name: Of the task.
             pipelines: For each family of models (such as `StableDiffusionPipeline`) a function that gives the class of
-                a diffusers pipeline; called when it is first needed, so that nothing heavy is imported before. The class
-                takes `callback_on_step_end`, and `output_type` `pt` and `latent`, as diffusers' own do.
+                a diffusers pipeline; called when it is first needed, so that nothing heavy is imported before. Its
+                constructor names its components, those of `build.modules` among them; its call takes
+                `callback_on_step_end`, and `output_type` `pt` and `latent`, as diffusers' own do.
         """
         if name in ("text2img", "img2img", "inpaint"):
             raise PluginError(f"task {name!r} is the host's own; choose another name", plugin=self.plugin)

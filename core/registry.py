@@ -47,40 +47,42 @@ class Registry(Entries):
     _pipelines: dict[tuple[str, str], type[Any]] = field(default_factory=dict)
 
     def merge(self, addition: PluginRegistry) -> None:
-        """Take over everything that one plugin registers, in place of what it did before; or change nothing.
+        """Take over everything that a plugin registers, or nothing.
 
         Raises:
             PluginError: a name is taken; the error names both owners.
         """
-        plugin = addition.plugin
-        kept = {kind: self._without(plugin, kind) for kind in TABLES}
-        for kind, table in TABLES.items():
-            for name in getattr(addition, table):
-                if name in kept[kind]:
-                    owner = self.owners[kind, name]
-                    message = f"{kind} {name!r} of plugin {plugin!r} is taken by {owner!r}; rename one"
-                    raise PluginError(message, plugin=plugin)
-        self._take(plugin, {kind: kept[kind] | getattr(addition, table) for kind, table in TABLES.items()})
+        self._add(addition, {kind: getattr(self, table) for kind, table in TABLES.items()})
+
+    def replace(self, addition: PluginRegistry) -> None:
+        """As `merge`, in place of what the plugin has registered before; where that fails, that stays."""
+        self._add(addition, {kind: self._without(addition.plugin, kind) for kind in TABLES})
 
     def remove(self, plugin: str) -> None:
         """Forget everything that a plugin has registered."""
-        self._take(plugin, {kind: self._without(plugin, kind) for kind in TABLES})
+        self._add(PluginRegistry(plugin), {kind: self._without(plugin, kind) for kind in TABLES})
+
+    def _add(self, addition: PluginRegistry, kept: Mapping[str, dict[str, Any]]) -> None:
+        """Put new tables in place of the old ones, whose readers are not disturbed."""
+        plugin = addition.plugin
+        for kind, table in TABLES.items():
+            for name in getattr(addition, table):
+                if name in kept[kind]:
+                    message = (
+                        f"{kind} {name!r} of plugin {plugin!r} is taken by {self.owners[kind, name]!r}; rename one"
+                    )
+                    raise PluginError(message, plugin=plugin)
+        owners = {(kind, name): self.owners[kind, name] for kind in TABLES for name in kept[kind]}
+        self.owners = owners | {
+            (kind, name): plugin for kind, table in TABLES.items() for name in getattr(addition, table)
+        }
+        for kind, table in TABLES.items():
+            setattr(self, table, kept[kind] | getattr(addition, table))
+        self._pipelines.clear()
 
     def _without(self, plugin: str, kind: str) -> dict[str, Any]:
         entries: dict[str, Any] = getattr(self, TABLES[kind])
         return {name: entry for name, entry in entries.items() if self.owners[kind, name] != plugin}
-
-    def _take(self, plugin: str, tables: Mapping[str, dict[str, Any]]) -> None:
-        """New tables in place of the old ones, whose readers are not disturbed; what is new is the plugin's."""
-        known = self.owners
-        self.owners = {
-            (kind, name): plugin if known.get((kind, name), plugin) == plugin else known[kind, name]
-            for kind, entries in tables.items()
-            for name in entries
-        }
-        for kind, entries in tables.items():
-            setattr(self, TABLES[kind], entries)
-        self._pipelines.clear()
 
     def owner(self, kind: str, name: str) -> str:
         """Whose an entry is.
@@ -163,7 +165,8 @@ class Registry(Entries):
 
         def paint() -> "NDArray[np.uint8]":
             picture = self.previewers[name](latents)
-            dtype, shape = getattr(picture, "dtype", None), getattr(picture, "shape", ())
+            dtype = getattr(picture, "dtype", None)
+            shape: tuple[int, ...] = getattr(picture, "shape", ())
             if str(dtype) != "uint8" or len(shape) != 3 or shape[-1] != 3 or not all(shape):
                 raise TypeError(f"it painted {shape or repr(picture)[:80]} of {dtype}, wanted (h, w, 3) of uint8")
             return picture

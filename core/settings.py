@@ -22,6 +22,10 @@ CLIENT_VARIABLES = {"LATENTWIRE_URL", "LATENTWIRE_TOKEN", "LATENTWIRE_KEY"}
 PRINTABLE = r"^[!-~]([ -~]*[!-~])?$"
 """Of a secret: headers have no other letters that all programs send alike."""
 
+TOKENS = ("server.token", "server.observer_token", "server.operator_token")
+
+PLUGIN_NAME = r"^[a-z][a-z0-9_]*$"
+
 MODELS_FOLDER = Path(__file__).parents[1] / "models"
 EMBEDDED_MODEL = MODELS_FOLDER / "emoji"
 
@@ -50,6 +54,12 @@ class ServerSettings(Section):
         min_length=16,
         pattern=PRINTABLE,
         description="who has it in place of the token also sees everybody's jobs and results",
+    )
+    operator_token: str | None = Field(
+        None,
+        min_length=16,
+        pattern=PRINTABLE,
+        description="who has it is an observer, and may also switch plugins on and off and load them anew",
     )
     anyone_may_connect: bool = Field(False, description="whether a host beyond loopback may do without a token")
     allowed_origins: list[str] = Field(
@@ -151,7 +161,7 @@ class ModelSettings(Section):
 class PluginSettings(Section):
     """One plugin: built in, installed (entry point group `latentwire`), or a local file."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    name: str = Field(pattern=PLUGIN_NAME)
     path: Path | None = Field(None, description="a Python file, relative to plugins.toml")
     enabled: bool = True
     settings: dict[str, Any] = {}
@@ -234,7 +244,7 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
     if not path:
         return str(message)
     # a plugin's values may be secrets, and clients can read why a plugin failed
-    shown = model is Settings and path != "server.token" and problem["type"] != "missing"
+    shown = model is Settings and path not in TOKENS and problem["type"] != "missing"
     return f"{path}: {message}" + (f", got {problem['input']!r:.80}" if shown else "")
 
 
@@ -290,9 +300,15 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     plugins = values.get("plugins")
     entries = [*(models.values() if isinstance(models, dict) else []), *(plugins if isinstance(plugins, list) else [])]
     for entry in entries:
+        if not isinstance(entry, dict):
+            continue
         for key in ("path", "config"):
-            if isinstance(entry, dict) and isinstance(entry.get(key), str):
+            if isinstance(entry.get(key), str):
                 entry[key] = _absolute(folder, entry[key])
+        settings = entry.get("settings")
+        for value in settings.values() if isinstance(settings, dict) else ():
+            if isinstance(value, dict) and set(value) == {"file"} and isinstance(value["file"], str):  # of a secret
+                value["file"] = str(_absolute(folder, value["file"]))
 
 
 def _absolute(folder: Path, path: str) -> Path:

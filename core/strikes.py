@@ -1,4 +1,4 @@
-"""Three strikes: a plugin that keeps failing is disabled until the host is started again.
+"""Three strikes: a plugin that keeps failing is disabled until somebody enables it, or the host is started again.
 
 A strike is an exception that no plugin raises on purpose (any but a `LatentwireError`), one a job at most, or a hang.
 What works again is forgiven: a job that finishes forgives what was raised in jobs before it, a command that ends well
@@ -11,7 +11,7 @@ fails with every job.
 
 import logging
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from .errors import PluginError
 from .hookspecs import PROJECT
@@ -30,9 +30,10 @@ class Strikes:
     """The strikes of all plugins of one host; from any thread."""
 
     def __init__(self) -> None:
+        self._changed: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._strikes: dict[str, list[tuple[str, Hashable]]] = {}
-        self._reasons: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}  # of those that are disabled, by name
 
     def count(self, plugin: str, kind: str, what: Hashable, message: str) -> None:
         """A plugin has failed.
@@ -48,11 +49,12 @@ class Strikes:
             strikes = self._strikes.setdefault(plugin, [])
             if (kind, what) not in strikes:
                 strikes.append((kind, what))
-            if len(strikes) < MOST or plugin in self._reasons:
+            if len(strikes) < MOST or plugin in self.reasons:
                 return
             # no more than that: what it raised may quote one client's request, and this is told to all
-            self._reasons[plugin] = "disabled after three failures; the host's log says more"
-        log.error("plugin %s is disabled until the host is started again; the last failure: %s", plugin, message)
+            self.reasons[plugin] = "disabled after three failures; the host's log says more"
+        log.error("plugin %s is disabled after three failures; the last one: %s", plugin, message)
+        self._changed()
 
     def forgive(self, kind: str, plugin: str | None = None) -> None:
         """Something of that kind has gone well; of one plugin, or of all."""
@@ -64,9 +66,24 @@ class Strikes:
                 if left:
                     self._strikes[name] = left
 
+    def on_change(self, changed: Callable[[], None]) -> None:
+        """Have somebody told when a plugin has been disabled for its failures; from any thread."""
+        self._changed = changed
+
+    def disable(self, plugin: str, reason: str) -> None:
+        """Disable a plugin that has done nothing wrong."""
+        with self._lock:
+            self.reasons[plugin] = reason
+
+    def enable(self, plugin: str) -> None:
+        """Let a plugin begin anew: all is forgiven."""
+        with self._lock:
+            self._strikes.pop(plugin, None)
+            self.reasons.pop(plugin, None)
+
     def reason(self, plugin: str) -> str | None:
         """Why a plugin is disabled; None for one that is not."""
-        return self._reasons.get(plugin)
+        return self.reasons.get(plugin)
 
     def check(self, plugin: str) -> None:
         """Refuse what only a disabled plugin could do.
@@ -74,6 +91,6 @@ class Strikes:
         Raises:
             PluginError: it is disabled.
         """
-        reason = self._reasons.get(plugin)
+        reason = self.reasons.get(plugin)
         if reason is not None:
             raise PluginError(f"plugin {plugin!r} is {reason}", plugin=plugin)

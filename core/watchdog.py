@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from time import monotonic
 from types import TracebackType
+from typing import Self
 
 from greenlet import getcurrent
 
@@ -63,7 +64,6 @@ class Watch:
         "begin",
         "greenlet",
         "hook",
-        "hung",
         "is_told",
         "plugin",
         "thread",
@@ -71,20 +71,19 @@ class Watch:
         "worker",
     )
 
-    def __init__(self, dog: "Watchdog", plugin: str, where: str, hook: str | None, hung: Callable[[str], None]) -> None:
+    def __init__(self, dog: "Watchdog", plugin: str, where: str, hook: str | None) -> None:
         self._dog = dog
         self._outer: Watch | None = None
         self.plugin = plugin
         self.where = where
         self.hook = hook
-        self.hung = hung
         self.begin = 0.0
         self.is_told = False
         self.worker = _here.worker
         self.thread = threading.get_ident()
         self.greenlet = getcurrent()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._outer = _innermost.get()
         _innermost.set(self)
         self.begin = monotonic()
@@ -93,6 +92,20 @@ class Watch:
                 self._dog.watches.discard(self._outer)
             self._dog.watches.add(self)
         self._dog.wake()
+        return self
+
+    def turn(self, plugin: str) -> float:
+        """It is another plugin's turn; from when on, on the monotonic clock.
+
+        Raises:
+            Abandoned: the one before took so long that the thread has been given up.
+        """
+        if self.worker is not None and self.worker.given_up:
+            raise Abandoned
+        self.begin = monotonic()
+        self.is_told = False
+        self.plugin = plugin
+        return self.begin
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         _innermost.set(self._outer)
@@ -116,10 +129,12 @@ class Watchdog:
 
     Args:
         timeout_s: After so long, code of a plugin hangs.
+        hung: Told which plugin hangs, and a sentence about it; from the watchdog's thread.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, hung: Callable[[str, str], None]) -> None:
         self.timeout_s = timeout_s
+        self._hung = hung
         self.lock = threading.Lock()
         self.watches: set[Watch] = set()
         self._others: list[Callable[[float], None]] = []
@@ -127,14 +142,13 @@ class Watchdog:
         self._closed = False
         self._news = threading.Event()
 
-    def watch(self, plugin: str, where: str, hook: str | None, hung: Callable[[str], None]) -> Watch:
+    def watch(self, plugin: str, where: str, hook: str | None) -> Watch:
         """Watch what runs within.
 
         Args:
             where: For people, such as a hook's name.
-            hung: Told when it hangs, with a sentence; from the watchdog's thread.
         """
-        return Watch(self, plugin, where, hook, hung)
+        return Watch(self, plugin, where, hook)
 
     def also(self, look: Callable[[float], None]) -> None:
         """Have something else looked at as well; `look` is given the time."""
@@ -190,6 +204,6 @@ class Watchdog:
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
         message = f"plugin {watch.plugin!r} hangs in {watch.where}: it has not come back for {self.timeout_s:g} s"
         log.error("%s; it is at\n%s", message, stack)
-        watch.hung(message)
+        self._hung(watch.plugin, message)
         if watch.worker is not None:
             watch.worker.give_up(PluginError(message, plugin=watch.plugin, hook=watch.hook))

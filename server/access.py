@@ -97,24 +97,35 @@ class Access:
             Unauthorized: the token or the key is not acceptable.
         """
         if token is not None:
-            caller = replace(caller, observer=self._is_observer(token))
+            observer, operator = self._may(token)
+            caller = replace(caller, observer=observer, operator=operator)
+        elif self._is_private:
+            caller = replace(caller, operator=True)
         if key is not None:
             if not MIN_KEY <= len(key) <= MAX_KEY or not re.fullmatch(PRINTABLE, key):
                 raise Unauthorized(f"a key has {MIN_KEY} to {MAX_KEY} letters of ASCII, got {len(key)} letters")
             caller = replace(caller, owner=hashlib.sha256(b"owner " + key.encode()).hexdigest()[:32])
         return caller
 
-    def _is_observer(self, token: str) -> bool:
-        """Whether a token is an observer's.
+    @property
+    def _is_private(self) -> bool:
+        """Whether whoever can connect is a user of this machine, and nobody has been given more rights than others."""
+        server = self._server
+        known = (server.token, server.observer_token, server.operator_token)
+        return is_loopback(server.host) and not server.anyone_may_connect and known == (None, None, None)
+
+    def _may(self, token: str) -> tuple[bool, bool]:
+        """Whether a token is an observer's, and whether it is an operator's, who is one, too.
 
         Raises:
             Unauthorized: it is no token of this host.
         """
         server = self._server
-        observer, user = (_same(token, known) for known in (server.observer_token, server.token))
-        if not observer and not user and (server.token is not None or server.observer_token is not None):
+        tokens = (server.token, server.observer_token, server.operator_token)
+        user, observer, operator = (_same(token, known) for known in tokens)
+        if not (user or observer or operator) and tokens != (None, None, None):
             raise Unauthorized(MISSING)
-        return observer
+        return observer or operator, operator or self._is_private
 
 
 def _same(given: str, known: str | None) -> bool:

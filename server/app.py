@@ -24,7 +24,7 @@ from .codec import SUBPROTOCOL
 from .connection import Connection
 from .door import SOCKET, Door
 from .page import PAGE_HEADERS, page
-from .plugin_routes import plugin_routes
+from .plugin_routes import PluginRoutes
 from .sessions import Sessions
 from .tickets import LIFE_S
 
@@ -72,7 +72,7 @@ def create_app(host: Host) -> Starlette:
 
     async def home(_: Request) -> Response:
         names = sorted(str(file.relative_to(DOCS).with_suffix("")) for file in DOCS.rglob("*.md"))
-        return HTMLResponse(page(names), headers=PAGE_HEADERS)
+        return HTMLResponse(page(names, host.plugins.reports), headers=PAGE_HEADERS)
 
     async def doc(request: Request) -> Response:
         file = DOCS / f"{request.path_params['name']}.md"
@@ -88,7 +88,7 @@ def create_app(host: Host) -> Starlette:
         Route("/", home),
         Route("/docs/{name:path}", doc),
     ]
-    app = Starlette(lifespan=lifespan, routes=[*routes, *plugin_routes(host)])
+    app = Starlette(lifespan=lifespan, routes=[*routes, PluginRoutes(host)])
     origins = host.settings.server.allowed_origins
     app.state.sessions = sessions
     app.add_middleware(Door, access=access, counters=host.counters)

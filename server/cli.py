@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "serve":
         from .serve import serve
 
-        return serve(_settings_file(options), _overrides(options))
+        return serve(_settings_file(options), _overrides(options), options.reload)
     from ..client import ConnectionLost, RemoteError
 
     try:
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", help="port to listen on (default: 8000)")
     serve.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    serve.add_argument("--reload", action="store_true", help="load plugins anew when their code changes")
     serve.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any other setting")
 
     client = argparse.ArgumentParser(add_help=False)

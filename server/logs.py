@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from ..core.log_context import about
+from ..core.secret_settings import struck_out
 
 
 class TextFormatter(logging.Formatter):
@@ -14,6 +15,9 @@ class TextFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(levelname)-8s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return struck_out(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         ids = ", ".join(f"{name}={value}" for name, value in about(record).items())
@@ -28,11 +32,11 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": struck_out(record.getMessage()),
             **about(record),
         }
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = struck_out(self.formatException(record.exc_info))
         return json.dumps(line)
 
 

@@ -2,9 +2,11 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from html import escape
 
 from .. import __version__
+from ..core.plugin_host import PluginReport
 
 STYLE = """
 body { font: 1.1rem/1.6 system-ui, sans-serif; max-width: 42rem; margin: 3rem auto; padding: 0 1rem;
@@ -52,19 +54,29 @@ PAGE_HEADERS = {
 }
 
 
-def page(docs: list[str]) -> str:
+def page(docs: list[str], plugins: Sequence[PluginReport]) -> str:
     """HTML that needs nothing else."""
     links = "\n".join(f'<li><a href="/docs/{escape(name)}">{escape(name)}</a></li>' for name in docs)
+    rows = "\n".join(f"<li>{_plugin(report)}</li>" for report in plugins)
     return _page(
         f"""<p>This host makes pictures with diffusion pipelines and streams every denoising step over one WebSocket,
 <code>/ws</code>. Version {__version__}.</p>
 <pre>latentwire generate "red apple on a blue background" -o apple.png</pre>
+<h2>Plugins</h2>
+<ul>
+{rows}
+</ul>
 <h2>Read on</h2>
 <ul>
 {links}
 </ul>
 <p><a href="/healthz">health</a> · <a href="/readyz">readiness</a></p>"""
     )
+
+
+def _plugin(report: PluginReport) -> str:
+    what = f"<code>{escape(report.name)}</code> {escape(report.version or '')} {report.state}"
+    return f"{what}: {escape(report.error)}" if report.error else what
 
 
 def login_page(reason: str) -> str:

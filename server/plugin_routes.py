@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -18,6 +18,43 @@ log = logging.getLogger(__name__)
 
 ROUTES = "routes"
 """The kind of strike that a request answered well forgives."""
+
+
+class PluginRoutes(BaseRoute):
+    """The routes of all plugins of a host, as they are when a request comes: plugins come and go while it runs."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._made: dict[str, tuple[Callable[[Host], Sequence[BaseRoute]], list[GuardedRoute]]] = {}
+        self._routes()  # now, so that the log tells at once of those that cannot be made
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        partial: tuple[Match, Scope] = (Match.NONE, {})  # a path that is right, with a method that is not
+        for route in self._routes():
+            match, child = route.matches(scope)
+            if match is Match.FULL:
+                return match, {**child, "latentwire.route": route}
+            if match is Match.PARTIAL and partial[0] is Match.NONE:
+                partial = (match, {**child, "latentwire.route": route})
+        return partial
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await scope["latentwire.route"].handle(scope, receive, send)
+
+    def _routes(self) -> "list[GuardedRoute]":
+        """Those of all plugins; made once for each, and anew when it has been loaded anew."""
+        for plugin, make in self._host.registry.routes.items():
+            if plugin not in self._made or self._made[plugin][0] is not make:
+                self._made[plugin] = (make, self._make(plugin, make))
+        routes = [route for plugin in self._host.registry.routes for route in self._made[plugin][1]]
+        return sorted(routes, key=lambda route: route.is_mount)  # a mount takes all that is below its path
+
+    def _make(self, plugin: str, make: Callable[[Host], Sequence[BaseRoute]]) -> "list[GuardedRoute]":
+        try:
+            return [GuardedRoute(route, plugin, self._host.guard) for route in make(self._host)]
+        except BaseException:
+            log.exception("plugin %s: its routes cannot be made", plugin)
+            return []
 
 
 class GuardedRoute(BaseRoute):
@@ -54,14 +91,3 @@ class GuardedRoute(BaseRoute):
         except PluginError as error:
             return JSONResponse({"detail": error.message, "code": error.code, "details": error.details}, 503)
         return None
-
-
-def plugin_routes(host: Host) -> Sequence[BaseRoute]:
-    """The routes of all plugins; a plugin whose routes cannot be made goes without them, and the log says why."""
-    routes: list[GuardedRoute] = []
-    for plugin, make in host.registry.routes.items():
-        try:
-            routes += [GuardedRoute(route, plugin, host.guard) for route in make(host)]
-        except BaseException:
-            log.exception("plugin %s: its routes cannot be made", plugin)
-    return sorted(routes, key=lambda route: route.is_mount)  # a mount takes all that is below its path

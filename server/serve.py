@@ -41,8 +41,11 @@ FLUSHING_S = 1.0  # for clients to take what they have been told
 log = logging.getLogger(__name__)
 
 
-def serve(file: Path | None, overrides: list[str]) -> int:
+def serve(file: Path | None, overrides: list[str], reload: bool = False) -> int:
     """Serve until interrupted, and end the process: with status 0, or 1 for a device that keeps failing.
+
+    Args:
+        reload: Whether plugins are loaded anew when their code changes.
 
     Returns:
         2, where the settings are wrong.
@@ -57,7 +60,7 @@ def serve(file: Path | None, overrides: list[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once all is done, and that is a good end
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a person ends it
-        HostServer(app, host, listener).run(sockets=[listener])
+        HostServer(app, host, listener, reload).run(sockets=[listener])
     logging.shutdown()
     sys.stdout.flush()
     # Python's own end would wait for a plugin's threads, and abort in a kernel that one of ours has not come back from
@@ -85,8 +88,10 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
 class HostServer(uvicorn.Server):
     """Says where it listens as soon as it does, and lets clients know why it goes, and running jobs finish before."""
 
-    def __init__(self, app: Starlette, host: "Host", listener: socket.socket) -> None:
+    def __init__(self, app: Starlette, host: "Host", listener: socket.socket, reload: bool) -> None:
         super().__init__(server_config(app))
+        self._reload = reload
+        self._reloading: asyncio.Task[None] | None = None
         self._app = app
         self._ends = False
         self._host = host
@@ -101,6 +106,10 @@ class HostServer(uvicorn.Server):
         print(f"  page    http://{name}:{port}/")
         print(f"  socket  ws://{name}:{port}/ws")
         print(f"  token   {server.token or 'none needed'}", flush=True)
+        if self._reload:
+            from .reload import reload_on_change
+
+            self._reloading = asyncio.create_task(reload_on_change(self._host))
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end now: also when the device is beyond help, so that a supervisor starts the process anew."""
@@ -118,6 +127,8 @@ class HostServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace_s = self._host.settings.server.shutdown_grace_s
         self._end_in_time()
+        if self._reloading is not None:
+            self._reloading.cancel()
         self._host.drain()
         sessions: Sessions = self._app.state.sessions
         sessions.announce(Closing(grace_s))

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from ..core.caller import Caller
-from ..core.commands import CommandContext, NoParams
+from ..core.command_context import CommandContext, NoParams
 from ..core.errors import BadMessage, InvalidParams, Unauthorized, UnknownSession
 from ..core.events import Event
 from ..core.host import Host

@@ -52,7 +52,7 @@ def new_host(*plugins: Plugin, clock: Clock | None = None, **settings: Any) -> "
         SettingsError: the settings are wrong.
     """
     from ..core.host import Host
-    from ..core.plugin_host import BUILT_IN
+    from ..core.plugin_loading import BUILT_IN
     from ..core.settings import Settings
 
     named = [plugin(entry) if isinstance(entry, str | Path) else entry for entry in plugins]

@@ -38,6 +38,13 @@ def assert_all_positive(figures: dict[str, float]) -> None:
     assert all(value > 0 for value in figures.values()), figures
 
 
+def test_hooks_compares_plugins_with_bare_functions() -> None:
+    result = printed("hooks.py", "--rounds", "1", "--plugins", "3")
+    assert list(result["us_a_step"]) == ["none", "one", "3", "bare functions"]
+    assert_all_positive(result["us_a_step"])
+    assert_all_positive({name: result[name] for name in ("us_a_step_and_plugin", "ms_of_a_step", "share_of_a_step")})
+
+
 def test_overhead_compares_each_way_of_asking_with_a_plain_call() -> None:
     result = printed("overhead.py", "--rounds", "1", "--steps", "2")
     assert list(result["ways"]) == ["previews_off", "jpeg_preview_each_step", "jpeg_preview_and_latents_each_step"]

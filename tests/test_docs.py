@@ -13,9 +13,9 @@ from PIL import Image as PILImage
 
 import latentwire
 from latentwire import LatentwireError, PluginError, load_settings
-from latentwire.core import hookspecs, plugin_host
+from latentwire.core import hookspecs, plugin_loading
 from latentwire.core.build import PipelineBuild, PipelineCall
-from latentwire.core.commands import CommandContext
+from latentwire.core.command_context import CommandContext
 from latentwire.core.plugin_registry import PluginRegistry
 from latentwire.core.settings import Settings
 from latentwire.server import cli
@@ -65,7 +65,7 @@ CONTEXTS = {
 
 
 def test_the_hooks_documented_are_those_of_the_host() -> None:
-    assert subheadings(section(PAGES["plugins"], "Hooks")) == plugin_host.hook_names() == ["register", *CONTEXTS]
+    assert subheadings(section(PAGES["plugins"], "Hooks")) == plugin_loading.hook_names() == ["register", *CONTEXTS]
 
 
 @pytest.mark.parametrize("hook", CONTEXTS)

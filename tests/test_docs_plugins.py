@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from latentwire import Host
-from latentwire.core.plugin_host import BUILT_IN
+from latentwire.core.plugin_loading import BUILT_IN
 
 from .pages import PAGES, PLUGIN_PAGES, ROOT, blocks, section
 

@@ -41,8 +41,8 @@ JOB_EVENTS = [message for message in MESSAGES if message.get("event") in EVENTS]
 
 
 # commands that need more than to be sent: see the tests below
-APART = ("generate", "cancel", "pipeline.subscribe", "unsubscribe", "images.put", "uploads.begin", "uploads.append",
-         "session.open", "session.resume", "jobs.watch", "jobs.pause", "jobs.resume", "jobs.update")  # fmt: skip
+APART = ("generate", "cancel", "pipeline.subscribe", "plugins.subscribe", "unsubscribe", "images.put",
+         "uploads.begin", "uploads.append", "session.open", "session.resume", "jobs.watch", "jobs.pause", "jobs.resume", "jobs.update")  # fmt: skip
 
 
 def talk(url: str, *messages: dict[str, Any]) -> list[dict[str, Any]]:
@@ -247,14 +247,17 @@ def test_real_messages_look_as_documented(served: Served) -> None:
             assert example.keys() == message.keys()
     assert {message["id"] for message in got if message["event"] == "result"} == {3, *(other["id"] for other in others)}
     assert {message["event"] for message in got} >= EVENTS.keys() - {
-        "closing", "loading", "queued", "subscribed", "state", "paused", "resumed", "changed", "job_state"
+        "closing", "loading", "queued", "subscribed", "state", "plugins", "paused", "resumed", "changed", "job_state"
     }  # fmt: skip
 
 
-def test_a_real_subscription_looks_as_documented(served: Served) -> None:
+@pytest.mark.parametrize(
+    ("command", "event", "same_as"),
+    [("pipeline.subscribe", "state", "pipeline.state"), ("plugins.subscribe", "plugins", "plugins.list")],
+)
+def test_a_real_subscription_looks_as_documented(served: Served, command: str, event: str, same_as: str) -> None:
     subscribe, unsubscribe = (
-        next(message for message in COMMANDS if message["command"] == name)
-        for name in ("pipeline.subscribe", "unsubscribe")
+        next(message for message in COMMANDS if message["command"] == name) for name in (command, "unsubscribe")
     )
     with connect(served.url, subprotocols=[Subprotocol(codec.SUBPROTOCOL)], max_size=None) as websocket:
 
@@ -265,10 +268,11 @@ def test_a_real_subscription_looks_as_documented(served: Served) -> None:
 
         receive()
         websocket.send(codec.encode(subscribe))
-        subscribed, state = receive(), receive()
-        assert (subscribed["event"], state["event"]) == ("subscribed", "state")
-        pipeline_state = next(message["id"] for message in COMMANDS if message["command"] == "pipeline.state")
-        assert_same_shape(RESULTS[pipeline_state], state["state"], "state")
+        subscribed, told = receive(), receive()
+        assert (subscribed["event"], told["event"]) == ("subscribed", event)
+        example = next(message["id"] for message in COMMANDS if message["command"] == same_as)
+        shown = told["state"] if event == "state" else {"plugins": told["plugins"]}
+        assert_same_shape(RESULTS[example], shown, event)
         params = {"subscription": subscribed["subscription"]}
         websocket.send(codec.encode(unsubscribe | {"params": params}))
         ends = {message["id"]: message for message in (receive(), receive())}

@@ -10,7 +10,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,17 @@ class Server:
         listen: str = "127.0.0.1",
         ready: bool = True,
         variables: dict[str, str] = {},
+        options: Sequence[str] = (),
+        packages: Sequence[str] = (),
     ) -> None:
         file = folder / "plugins.toml"
-        file.write_text(f"discover = false\n{toml}", encoding="utf-8")
-        options = [part for setting in settings for part in ("--set", setting)]
+        file.write_text(f"discover = {json.dumps(bool(packages))}\n{toml}", encoding="utf-8")
+        sets = [part for setting in settings for part in ("--set", setting)]
         command = [sys.executable, "-m", "latentwire", "serve", "--host", listen, "--port", "0", "--device", "cpu"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LATENTWIRE_")}
-        environment |= {"PYTHONPATH": os.pathsep.join([AUDITED, *sys.path]), **variables}
+        environment |= variables | {"PYTHONPATH": os.pathsep.join([AUDITED, *packages, *sys.path])}
         self.process = subprocess.Popen(
-            [*command, "--config", str(file), *options],
+            [*command, "--config", str(file), *sets, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

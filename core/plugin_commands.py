@@ -1,0 +1,75 @@
+"""The commands about plugins: what there is and how it goes, and switches for the host's operator."""
+
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import Field
+
+from .command_context import CommandContext, NoParams
+from .errors import Unauthorized
+from .events import PluginsChanged, Subscribed
+from .plugin_host import PluginReport
+from .requests import Strict
+
+PERIOD_S = 0.1  # at most so often
+
+
+class PluginParams(Strict):
+    """Which plugin."""
+
+    name: str = Field(max_length=100, description="of plugins.list")
+
+
+async def list_all(context: CommandContext, params: NoParams) -> dict[str, Any]:
+    """List all plugins in running order: version, state, hooks and their time, and what is wrong with a failed one."""
+    return {"plugins": [_plain(report) for report in context.host.plugins.reports]}
+
+
+async def subscribe(context: CommandContext, params: NoParams) -> dict[str, Any]:
+    """Send the list of plugins now and whenever one comes, goes, is switched or fails, until unsubscribed."""
+    host = context.host
+    told: list[dict[str, Any]] | None = None
+    with host.subscriptions.open(context.client) as subscription:
+        host.plugin_subscriptions.add(subscription)
+        try:
+            context.emit(Subscribed(subscription.id))
+            subscription.wake()
+            while await subscription.wait():
+                rows = [_plain(report) for report in host.plugins.reports]
+                news = [row | {"times": None} for row in rows]  # which never rest
+                if news != told:
+                    context.emit(PluginsChanged(rows))
+                    told = news
+                await subscription.pause(PERIOD_S)
+        finally:
+            host.plugin_subscriptions.discard(subscription)
+    return {"subscription": subscription.id}
+
+
+async def enable(context: CommandContext, params: PluginParams) -> dict[str, Any]:
+    """Let a disabled plugin work, for operators: it is loaded where it is not yet, and forgiven what it failed in."""
+    _check_operator(context)
+    return _plain(await context.host.enable_plugin(params.name))
+
+
+async def disable(context: CommandContext, params: PluginParams) -> dict[str, Any]:
+    """Let a plugin rest until it is enabled, for operators: its hooks are not called, what it brought is refused."""
+    _check_operator(context)
+    return _plain(context.host.plugins.disable(params.name))
+
+
+async def reload(context: CommandContext, params: PluginParams) -> dict[str, Any]:
+    """Load a plugin anew, as its code is now, for operators."""
+    _check_operator(context)
+    return _plain(await context.host.reload_plugin(params.name))
+
+
+def _check_operator(context: CommandContext) -> None:
+    if not context.caller.operator:
+        raise Unauthorized("only an operator may switch plugins; connect with the host's server.operator_token")
+
+
+def _plain(report: PluginReport) -> dict[str, Any]:
+    row = asdict(report)
+    del row["trace"]  # of the host's machine; it is in the log
+    return row
