@@ -95,7 +95,7 @@ def step_of(host: Host) -> float:
     """Milliseconds of a step of one picture, 128x128 with guidance."""
     generate(host)
     made = generate(host, num_inference_steps=STEPS, mode="fast")
-    return statistics.median(event.seconds for event in made.events.named("step")) * 1000
+    return float(statistics.median(event.seconds for event in made.events.named("step")) * 1000)
 
 
 if __name__ == "__main__":

@@ -268,14 +268,15 @@ class Job:
 
     def fail(self, error: BaseException) -> bool:
         """End with an error and stop what still runs; False for a job that has ended."""
-        if isinstance(error, PluginError) or not isinstance(error, LatentwireError):
-            about = {"client": self.client, "job": self.id}
-            log.error("job %s failed: %s", self.id, one_line(error), exc_info=error, extra=about)
+        raised = error
         error = typed(error)
         state: State = error.code if error.code in ("cancelled", "superseded") else "failed"  # type: ignore[assignment]
         watchers = self._end(state)
         if watchers is None:
             return False
+        if isinstance(raised, PluginError) or not isinstance(raised, LatentwireError):
+            about = {"client": self.client, "job": self.id}
+            log.error("job %s failed: %s", self.id, one_line(raised), exc_info=raised, extra=about)
         # without causes and frames, which hold tensors for as long as anybody holds the error; and a copy, since all
         # who waited for the same load have the same one
         mine = copied(error)

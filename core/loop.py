@@ -271,7 +271,7 @@ class Loop:
                 if self._doom is None:
                     self._advance([run])
         else:
-            self._resume(runs[0], error=failure)
+            self._resume(runs[0], error=runs[0].stopped or failure)
 
     def _with_less(self, runs: Sequence[Run], calls: Sequence[Waiting]) -> list[Any]:
         """One call's forward once more, with less memory where its mode allows for other bits."""

@@ -41,8 +41,11 @@ JOB_EVENTS = [message for message in MESSAGES if message.get("event") in EVENTS]
 
 
 # commands that need more than to be sent: see the tests below
-APART = ("generate", "cancel", "pipeline.subscribe", "plugins.subscribe", "unsubscribe", "images.put",
-         "uploads.begin", "uploads.append", "session.open", "session.resume", "jobs.watch", "jobs.pause", "jobs.resume", "jobs.update")  # fmt: skip
+APART = (
+    *("generate", "cancel", "pipeline.subscribe", "plugins.subscribe", "unsubscribe", "images.put"),
+    *("uploads.begin", "uploads.append", "session.open", "session.resume"),
+    *("jobs.watch", "jobs.pause", "jobs.resume", "jobs.update"),
+)
 
 
 def talk(url: str, *messages: dict[str, Any]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from latentwire import (
     PluginRegistry,
     StreamOptions,
     Strict,
+    UnloadContext,
     Whole,
     hookimpl,
 )
@@ -88,6 +89,12 @@ class Plugin:
         if self._store is not None:
             context.result = self._store.keep(context.picture, context.made, context.job, context.index, context.owner)
             context.unstored = None if context.result else self._store.trouble
+
+    @hookimpl
+    def unload(self, context: UnloadContext) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._store is not None:
+            self._store.close()
 
     async def list_some(self, context: CommandContext, params: ListParams) -> dict[str, Any]:
         """List your own kept pictures and their requests, newest first; an observer's list has everybody's."""

@@ -189,6 +189,11 @@ class Index:
                 self._close()
                 raise
 
+    def close(self) -> None:
+        """Close the file; it is opened again when it is needed."""
+        with self._lock:
+            self._close()
+
     def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()

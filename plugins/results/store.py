@@ -131,6 +131,11 @@ class Store:
         self._remove_files(gone)
         return gone
 
+    def close(self) -> None:
+        """Close the index's file; it is opened again should anybody still need it."""
+        self._index.close()
+        self._writer.close()
+
     def tidy(self) -> None:
         """Apply the bounds, and sweep up the files that a killed host has left without a row. Never raises."""
         try:

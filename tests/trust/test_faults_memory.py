@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from latentwire import Host
 from latentwire.core.build import PipelineBuild
-from latentwire.core.errors import JobFailed, OutOfMemory
+from latentwire.core.errors import JobCancelled, JobFailed, OutOfMemory
 from latentwire.core.faults import is_device, is_memory, typed
 from latentwire.core.tiles import in_tiles
 
@@ -208,3 +209,29 @@ def test_what_nobody_uses_makes_room(host: Host) -> None:
     host.store.make_room()
     assert host.store.loaded() == []
     assert draw(host).data == expected
+
+
+def test_a_run_that_was_cancelled_in_a_forward_that_failed_holds_nothing(host: Host) -> None:
+    """What it used may be unloaded meanwhile, so the forward may fail; its tensors go without the garbage collector."""
+    seen: list[weakref.ref[torch.Tensor]] = []
+
+    def wrap(real: Forward) -> Forward:
+        def forward(**arguments: Any) -> Any:
+            seen.append(weakref.ref(arguments["sample"]))
+            (job,) = host.jobs.all()
+            job.fail(JobCancelled("cancelled in the middle of a forward"))
+            raise RuntimeError("its module was unloaded")
+
+        return lambda *args, **kwargs: forward(**dict(zip(("sample", "timestep"), args, strict=False)), **kwargs)
+
+    draw(host)
+    gc.collect()
+    gc.disable()
+    try:
+        with forward_of(gate(host, "unet"), wrap):
+            assert draw(host).code == "cancelled"
+        wait_for(lambda: not host.engine.running, "the run to end")
+        wait_for(lambda: seen[0]() is None, "its tensors to go", 10)
+    finally:
+        gc.enable()
+    assert draw(host).data
