@@ -23,7 +23,7 @@ slow: $(VENV)/dev.done
 examples: $(VENV)/dev.done
 	@rm -rf $(VENV)/examples && cp -R examples $(VENV)/
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(VENV)/examples/site $(addprefix $(VENV)/,$(EXAMPLES))
-	PYTHONPATH=$(VENV)/examples/site $(BIN)/python -m pytest -n 2 --dist worksteal $(VENV)/examples/plugins $(ARGS)
+	PYTHONPATH=$(VENV)/examples/site $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 120 $(VENV)/examples/plugins $(ARGS)
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .

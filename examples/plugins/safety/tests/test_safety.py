@@ -32,7 +32,7 @@ def test_a_word_in_the_prompt_is_refused_without_naming_it(host: Host, prompt: s
     assert not any(word.lower() in caught.value.message.lower() for word in WORDS)
 
 
-@pytest.mark.parametrize("prompt", ["a poisonous apple", "evil one", "red apple"])
+@pytest.mark.parametrize("prompt", ["a poisonous apple", "antipoison", "evil one", "red apple"])
 def test_other_prompts_pass(host: Host, prompt: str) -> None:
     assert generate(host, prompt).result["images"] == 1
 

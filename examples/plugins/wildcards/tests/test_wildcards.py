@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from latentwire import Host, InvalidParams, PluginError
-from latentwire.testing import Generated, assert_same_picture, generate, plugin, running_host
+from latentwire.testing import Events, Generated, assert_same_picture, call, generate, plugin, running_host
 
 LISTS = {"animal": ["cat", "dog"], "fruit": ["{red|green} apple", "pear"], "any": ["__animal__", "__fruit__"]}
 
@@ -62,13 +62,22 @@ def test_a_prompt_without_choices_is_left_alone(host: Host, latentwire_host: Cal
     assert_same_picture(made.picture, generate(latentwire_host(), prompt).picture)
 
 
-def test_an_unknown_list_is_refused_before_anything_runs_and_the_nearest_is_named(host: Host) -> None:
+def test_an_unknown_list_is_refused_and_the_nearest_is_named(host: Host) -> None:
     with pytest.raises(InvalidParams, match="there is no list 'animals'; did you mean 'animal'") as caught:
         generate(host, "an __animals__")
     assert caught.value.details == [{"path": ["prompt"], "message": caught.value.message, "got": "animals"}]
     with pytest.raises(InvalidParams, match="lists: animal, fruit, any"):
         generate(host, "a __zzz__")
+    with pytest.raises(InvalidParams, match="there is no list 'zzz'"):
+        generate(host, "{__zzz__|__zzz__}")
     assert generate(host).result["images"] == 1  # nothing is the worse for it
+
+
+def test_it_is_refused_before_a_model_is_loaded_for_it(latentwire_host: Callable[..., Host]) -> None:
+    events = Events()
+    with pytest.raises(InvalidParams):
+        call(latentwire_host("wildcards"), "generate", {"prompt": "an __animal__"}, emit=events)
+    assert events.names == ["accepted"]
 
 
 @pytest.mark.parametrize("entries", [["__round__"], ["__round__ and __round__"]])
