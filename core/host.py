@@ -228,9 +228,8 @@ class Host:
     async def enable_plugin(self, name: str) -> PluginReport:
         """Load a plugin that the settings had disabled, or let one work again. See `PluginHost.enable`."""
         async with self._switching:
-            if name in self.plugins.settings_models():
-                return self.plugins.enable(name)
-            return self.plugins.enable(name, await asyncio.to_thread(self.plugins.read, name))
+            loaded = self.plugins.is_loaded(name)
+            return self.plugins.enable(name, None if loaded else await asyncio.to_thread(self.plugins.read, name))
 
     async def reload_plugin(self, name: str) -> PluginReport:
         """Load a plugin anew, as its code is now. See `PluginHost.reload`."""

@@ -185,6 +185,14 @@ class PluginHost:
         self._changed()
         return self._outcome(row)
 
+    def is_loaded(self, name: str) -> bool:
+        """Whether a plugin is loaded, though it may be disabled.
+
+        Raises:
+            InvalidParams: there is no such plugin.
+        """
+        return self._find(name).plugin is not None
+
     def read(self, name: str) -> Any:
         """Import a plugin's code anew, for `enable` and `reload`; in a worker thread, for it may take its time.
 
