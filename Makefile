@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pip runs only when one of these has changed since it last did
 SETUP := pyproject.toml constraints.txt Makefile
+EXAMPLES := $(dir $(wildcard examples/plugins/*/pyproject.toml))
 
-.PHONY: serve test slow check format bench fuzz sequences soak eval clean
+.PHONY: serve test slow examples check format bench fuzz sequences soak eval clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/latentwire serve $(ARGS)
@@ -17,12 +18,20 @@ test: $(VENV)/dev.done
 slow: $(VENV)/dev.done
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
+# the packages of examples/plugins/, installed as any other and tested by their own tests; from a copy, for building
+# leaves folders behind
+examples: $(VENV)/dev.done
+	@rm -rf $(VENV)/examples && cp -R examples $(VENV)/
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(VENV)/examples/site $(addprefix $(VENV)/,$(EXAMPLES))
+	PYTHONPATH=$(VENV)/examples/site $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 120 $(VENV)/examples/plugins $(ARGS)
+
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@# mypy wants a folder with the package's name; the checkout may have any
 	@mkdir -p $(VENV)/checked && ln -sfn ../.. $(VENV)/checked/latentwire
 	MYPYPATH=$(VENV)/checked:benchmarks $(BIN)/mypy -p latentwire
+	MYPYPATH=$(VENV)/checked $(BIN)/mypy --follow-imports=silent examples/plugins/*/*.py
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_docs_protocol.py
 
 format: $(VENV)/dev.done
