@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,7 +142,7 @@ def test_installed_together_all_are_found_and_loaded(crowded: Host) -> None:
 @pytest.mark.slow
 def test_who_asks_nothing_of_them_gets_the_same_bits(crowded: Host, host: Host) -> None:
     assert generate(crowded).files == generate(host).files
-    latent = {"output_type": "latent", "num_inference_steps": 4}
+    latent: dict[str, Any] = {"output_type": "latent", "num_inference_steps": 4}
     assert generate(crowded, **latent).latents.tobytes() == generate(host, **latent).latents.tobytes()
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from latentwire import PluginRegistry, hookimpl
 
+LATENTWIRE_API = "1.0"
+
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
 

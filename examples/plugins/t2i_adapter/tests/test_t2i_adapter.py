@@ -158,7 +158,6 @@ def test_a_job_without_one_is_not_disturbed(host: Host) -> None:
     assert_same_latents(generate(host, **FIELDS).latents, before)
 
 
-@pytest.mark.xfail(strict=True, reason="the host gives a UNet the same list again, which it has emptied by then")
 def test_a_forward_that_ran_out_of_memory_is_tried_again_with_the_adapter(host: Host) -> None:
     def runs_out(_: Any) -> Any:
         raise out_of_memory()
