@@ -273,3 +273,18 @@ def test_a_slow_hook_of_one_plugin_does_not_lose_steps_of_other_jobs(tmp_path: P
         done = generate(host, num_images=3, mode="fast")
         assert len(done.events.named("step")) == 6
         assert len(done.pictures) == 3
+
+
+def test_a_package_that_has_a_built_in_plugins_name_takes_nothing_from_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "lw_taken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lw-taken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[latentwire]\nlora = lw_taken\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with any_host(discover=True) as host:
+        states = [report.state for report in host.plugins.reports if report.name == "lora"]
+        assert states == ["loaded", "failed"]
+        assert call(host, "lora.list")["loras"] == []
+        assert "lora" in host.request_model.model_fields
