@@ -92,7 +92,13 @@ def test_a_plugin_that_raises_in_register_is_reported_and_unregistered_whole(tmp
         ("@hookimpl\ndef register(registry): registry.add_field('prompt', Strict)", "prompt"),
         ("@hookimpl\ndef register(registry): registry.add_field('tint', 'text')", "pydantic model"),
         ("@hookimpl\ndef register(registry): registry.add_command('a.b', Strict, print)", "async function"),
+        ("@hookimpl\ndef register(registry): registry.add_scheduler(5, print)", "a name must be a text, got 5"),
+        ("@hookimpl\ndef register(registry): registry.add_previewer('', print)", "a name must be a text, got ''"),
         ("class Settings(Strict):\n    strength: float = 1.0", "strength"),
+        (
+            "from typing import Callable\nclass Settings(Strict):\n    strenght: float\n    act: Callable = print",
+            "its Settings have no JSON Schema: PydanticInvalidForJsonSchema",
+        ),
     ],
 )
 def test_a_plugin_that_cannot_load_is_reported_and_the_host_runs_on(tmp_path: Path, source: str, said: str) -> None:
@@ -105,6 +111,7 @@ def test_a_plugin_that_cannot_load_is_reported_and_the_host_runs_on(tmp_path: Pa
         assert reports["broken"].state == "failed"
         assert said in (reports["broken"].error or "")
         assert reports["working"].state == "loaded"
+        assert "working" in call(host, "describe")["plugins"]
         assert generate(host).picture
 
 
