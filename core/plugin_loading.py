@@ -219,8 +219,7 @@ def _package(point: EntryPoint) -> str:
 
 def _settings_model(module: Any) -> type[BaseModel] | None:
     model = getattr(module, "Settings", None)
-    is_model = isinstance(model, type) and issubclass(model, BaseModel) and model is not HostSettings
-    if not is_model:
+    if not isinstance(model, type) or not issubclass(model, BaseModel) or model is HostSettings:
         return None
     try:
         model.model_json_schema()
