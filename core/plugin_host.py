@@ -257,9 +257,10 @@ class PluginHost:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
+            if row.plugin is not None:  # else what is registered under its name is of another plugin that has the name
+                self._registry.remove(candidate.name)
             row.plugin, row.error = None, struck_out(one_line(error))
             row.trace = struck_out("".join(traceback.format_exception(error)))
-            self._registry.remove(candidate.name)
             log.error("plugin %s (%s) failed to load: %s", candidate.name, candidate.source, row.error)
             return
         row.plugin, row.error, row.trace = plugin, None, None

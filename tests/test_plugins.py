@@ -92,7 +92,13 @@ def test_a_plugin_that_raises_in_register_is_reported_and_unregistered_whole(tmp
         ("@hookimpl\ndef register(registry): registry.add_field('prompt', Strict)", "prompt"),
         ("@hookimpl\ndef register(registry): registry.add_field('tint', 'text')", "pydantic model"),
         ("@hookimpl\ndef register(registry): registry.add_command('a.b', Strict, print)", "async function"),
+        ("@hookimpl\ndef register(registry): registry.add_scheduler(5, print)", "a name must be a text, got 5"),
+        ("@hookimpl\ndef register(registry): registry.add_previewer('', print)", "a name must be a text, got ''"),
         ("class Settings(Strict):\n    strength: float = 1.0", "strength"),
+        (
+            "from typing import Callable\nclass Settings(Strict):\n    strenght: float\n    act: Callable = print",
+            "its Settings have no JSON Schema: PydanticInvalidForJsonSchema",
+        ),
     ],
 )
 def test_a_plugin_that_cannot_load_is_reported_and_the_host_runs_on(tmp_path: Path, source: str, said: str) -> None:
@@ -105,6 +111,7 @@ def test_a_plugin_that_cannot_load_is_reported_and_the_host_runs_on(tmp_path: Pa
         assert reports["broken"].state == "failed"
         assert said in (reports["broken"].error or "")
         assert reports["working"].state == "loaded"
+        assert "working" in call(host, "describe")["plugins"]
         assert generate(host).picture
 
 
@@ -273,3 +280,18 @@ def test_a_slow_hook_of_one_plugin_does_not_lose_steps_of_other_jobs(tmp_path: P
         done = generate(host, num_images=3, mode="fast")
         assert len(done.events.named("step")) == 6
         assert len(done.pictures) == 3
+
+
+def test_a_package_that_has_a_built_in_plugins_name_takes_nothing_from_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "lw_taken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lw-taken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[latentwire]\nlora = lw_taken\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with any_host(discover=True) as host:
+        states = [report.state for report in host.plugins.reports if report.name == "lora"]
+        assert states == ["loaded", "failed"]
+        assert call(host, "lora.list")["loras"] == []
+        assert "lora" in host.request_model.model_fields
