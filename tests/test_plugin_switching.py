@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from latentwire import Host, LatentwireError, PluginError, RemoteError, connect, connect_sync
+from latentwire.core.caller import Caller
 from latentwire.core.events import PluginsChanged
+from latentwire.core.settings import ServerSettings
+from latentwire.server.access import Access
 from latentwire.testing import Events, call, generate, plugin, running_host, serving
 from latentwire.testing.hosts import ENGINE
 
@@ -384,6 +387,33 @@ async def test_only_an_operator_switches_plugins(tmp_path: Path) -> None:
             await user.call("cancel", all=True)
             with pytest.raises(RemoteError, match="cancelled"):
                 await job
+
+
+@pytest.mark.parametrize(
+    "setting", [{}, {"allowed_hosts": ["pictures.example"]}, {"allowed_origins": ["https://pictures.example"]}]
+)
+def test_whom_a_proxy_or_a_page_lets_in_is_no_operator(setting: dict[str, Any]) -> None:
+    access = Access(ServerSettings.model_validate(setting))
+    assert access.log_in(Caller.nobody_known(), None, None).operator == (not setting)
+
+
+def test_results_are_asked_for_while_they_are_loaded_anew(tmp_path: Path) -> None:
+    with running_host(plugin("results", folder=str(tmp_path))) as host:
+
+        async def run() -> None:
+            async def ask() -> None:
+                while not reloaded.is_set():
+                    await host.dispatch("results.list", {}, "test", Events())
+
+            reloaded = asyncio.Event()
+            asking = [asyncio.create_task(ask()) for _ in range(4)]
+            for _ in range(5):
+                await host.dispatch("plugins.reload", {"name": "results"}, "test", Events())
+            reloaded.set()
+            await asyncio.gather(*asking)
+
+        asyncio.run(run())
+        assert row(host, "results")["state"] == "loaded"
 
 
 @in_loop
