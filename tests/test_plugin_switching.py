@@ -449,3 +449,80 @@ def test_a_saved_file_is_loaded_anew_by_a_server_with_reload(tmp_path: Path) -> 
                 time.sleep(0.05)
         else:
             pytest.fail("it was not loaded again")
+
+
+def test_a_job_whose_plugin_is_disabled_before_it_is_prepared_fails_and_is_not_made_without_it(tmp_path: Path) -> None:
+    slow = """
+        import time
+        from latentwire import *
+
+        @hookimpl
+        def modify_build(context):
+            time.sleep(0.5)
+    """
+    with running_host(write(tmp_path, "slow", source=slow), write(tmp_path, "one")) as host:
+
+        async def run() -> None:
+            job = asyncio.create_task(host.dispatch("generate", {"prompt": "x", "one": {}}, "test", Events()))
+            await asyncio.sleep(0.1)
+            await host.dispatch("plugins.disable", {"name": "one"}, "test", Events())
+            with pytest.raises(PluginError, match="plugin 'one' is disabled by an operator"):
+                await job
+
+        asyncio.run(run())
+
+
+def test_a_command_of_code_that_was_replaced_is_no_strike_of_the_new_one(tmp_path: Path) -> None:
+    ends = """
+        import asyncio
+        from latentwire import *
+
+        class Plugin:
+            def __init__(self):
+                self.ended = asyncio.Event()
+
+            @hookimpl
+            def register(self, registry):
+                registry.add_command("ends.wait", NoParams, self.wait)
+
+            @hookimpl
+            def unload(self, context):
+                self.closed = True
+
+            async def wait(self, context, params):
+                while not hasattr(self, "closed"):
+                    await asyncio.sleep(0.01)
+                raise ValueError("its file is closed")
+    """
+    with running_host(write(tmp_path, "ends", source=ends)) as host:
+
+        async def run() -> None:
+            for _ in range(4):
+                waiting = asyncio.create_task(host.dispatch("ends.wait", {}, "test", Events()))
+                await asyncio.sleep(0.05)
+                await host.dispatch("plugins.reload", {"name": "ends"}, "test", Events())
+                with pytest.raises(PluginError, match=r"was loaded anew while ends\.wait ran; send it again"):
+                    await waiting
+
+        asyncio.run(run())
+        assert row(host, "ends")["state"] == "loaded"
+
+
+def test_what_a_plugin_began_before_it_was_refused_ends(tmp_path: Path) -> None:
+    begins = """
+        from latentwire import *
+
+        class Plugin:
+            @hookimpl
+            def register(self, registry):
+                registry.add_field("one", Strict)
+
+            @hookimpl
+            def unload(self, context):
+                open("{word}", "w").close()
+    """
+    told = tmp_path / "told"
+    plugins = [write(tmp_path, "one"), write(tmp_path, "begins", str(told), begins)]
+    with pytest.raises(PluginError, match="is taken by 'one'"), running_host(*plugins):
+        pass
+    assert told.exists()
