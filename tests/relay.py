@@ -42,7 +42,11 @@ class Relay:
             writer.transport.abort()
             return
         self.connections += 1
-        to_reader, to_writer = await asyncio.open_connection(*self._to)
+        try:
+            to_reader, to_writer = await asyncio.open_connection(*self._to)
+        except OSError:
+            writer.transport.abort()
+            return
         both = {writer, to_writer}
         self._writers |= both
         try:

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from .browser import problems as problems
 from .browser import site as site
 from .conftest import Served, serving, wait_for
 from .pages import blocks
-from .relay import relay_in_thread
+from .relay import Relay, relay_in_thread
 from .test_cli import serve
 from .wire import LONG, SMALL
 
@@ -35,6 +36,7 @@ TOKEN = "a token of this test"
 NO_LINE = "WebSocket connection to"  # what Chromium's console says of one that it cannot make
 
 Run = Callable[..., Any]
+Lay = Callable[[str], AbstractContextManager[tuple[Relay, Callable[[], None]]]]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,19 @@ def run(page: "Page", site: str) -> Run:
         return page.evaluate(f"async ({{{', '.join(names)}}}) => {{{HELPERS}{body}}}", names)
 
     return run
+
+
+@pytest.fixture
+def lay(page: "Page") -> Lay:
+    """Lay a line to a host; it stays for as long as the page does."""
+
+    @contextmanager
+    def lay(url: str) -> Iterator[tuple[Relay, Callable[[], None]]]:
+        with relay_in_thread(url) as ends:
+            yield ends
+            page.goto("about:blank")
+
+    return lay
 
 
 HELPERS = """
@@ -431,8 +446,8 @@ def test_a_wrong_token_or_none_is_unauthorized(run: Run, guarded: Served) -> Non
     assert got[3] > 0
 
 
-def test_each_connection_shows_a_new_ticket(run: Run, guarded: Served, page: "Page") -> None:
-    with relay_in_thread(guarded.url) as (line, cut):
+def test_each_connection_shows_a_new_ticket(run: Run, lay: Lay, guarded: Served, page: "Page") -> None:
+    with lay(guarded.url) as (line, cut):
         page.expose_function("cut", cut)
         got = run(
             """
@@ -473,9 +488,11 @@ def test_a_wrong_ticket_or_address_is_connection_lost(run: Run, guarded: Served,
     forgive(problems, "")
 
 
-def test_a_token_that_is_not_good_any_more_ends_it(run: Run, page: "Page", site: str, problems: list[str]) -> None:
+def test_a_token_that_is_not_good_any_more_ends_it(
+    run: Run, lay: Lay, page: "Page", site: str, problems: list[str]
+) -> None:
     settings = {"allowed_origins": [site]}
-    with serving(server=settings | {"token": TOKEN}) as old, relay_in_thread(old.url) as (line, cut):
+    with serving(server=settings | {"token": TOKEN}) as old, lay(old.url) as (line, cut):
         got = run(
             """
             globalThis.states = [];
@@ -497,9 +514,11 @@ def test_a_token_that_is_not_good_any_more_ends_it(run: Run, page: "Page", site:
 # Lines that break.
 
 
-def test_loops_go_on_over_a_line_that_is_cut(run: Run, hosted: Served, page: "Page", problems: list[str]) -> None:
+def test_loops_go_on_over_a_line_that_is_cut(
+    run: Run, lay: Lay, hosted: Served, page: "Page", problems: list[str]
+) -> None:
     made = hosted.host.engine.figures.runs_finished
-    with relay_in_thread(hosted.url) as (line, cut):
+    with lay(hosted.url) as (line, cut):
         page.expose_function("cut", cut)
         got = run(
             """
@@ -530,9 +549,9 @@ def test_loops_go_on_over_a_line_that_is_cut(run: Run, hosted: Served, page: "Pa
 
 
 def test_a_command_given_while_the_line_is_down_runs_when_it_is_up_again(
-    run: Run, hosted: Served, page: "Page", problems: list[str]
+    run: Run, lay: Lay, hosted: Served, page: "Page", problems: list[str]
 ) -> None:
-    with relay_in_thread(hosted.url) as (line, cut):
+    with lay(hosted.url) as (line, cut):
         run(
             """
             globalThis.host = await connect(url);
@@ -563,9 +582,9 @@ def test_a_command_given_while_the_line_is_down_runs_when_it_is_up_again(
 
 
 def test_what_cannot_be_resumed_in_time_is_lost_and_later_commands_work(
-    run: Run, brief: Served, page: "Page", problems: list[str]
+    run: Run, lay: Lay, brief: Served, page: "Page", problems: list[str]
 ) -> None:
-    with relay_in_thread(brief.url) as (line, cut):
+    with lay(brief.url) as (line, cut):
         run(
             """
             globalThis.host = await connect(url, { onstate: (state) => (globalThis.state = state) });
@@ -590,9 +609,9 @@ def test_what_cannot_be_resumed_in_time_is_lost_and_later_commands_work(
 
 
 def test_a_session_that_is_gone_is_lost_and_later_commands_work(
-    run: Run, brief: Served, page: "Page", problems: list[str]
+    run: Run, lay: Lay, brief: Served, page: "Page", problems: list[str]
 ) -> None:
-    with relay_in_thread(brief.url) as (line, cut):
+    with lay(brief.url) as (line, cut):
         run(
             """
             globalThis.host = await connect(url);
@@ -616,11 +635,12 @@ def test_a_session_that_is_gone_is_lost_and_later_commands_work(
     forgive(problems, NO_LINE)
 
 
+@pytest.mark.slow
 def test_a_host_that_is_started_again_is_found_again(
-    run: Run, page: "Page", site: str, problems: list[str], tmp_path: Path
+    run: Run, lay: Lay, page: "Page", site: str, problems: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "plugins.toml").write_text(f'[server]\nallowed_origins = ["{site}"]\nshutdown_grace_s = 1\n')
-    with serve(tmp_path) as server:
+    with serve(tmp_path) as server, lay(server.url) as (line, _):
         run(
             """
             globalThis.states = [];
@@ -630,28 +650,27 @@ def test_a_host_that_is_started_again_is_found_again(
             globalThis.watching = failure(all(host.subscribe("pipeline.subscribe")));
             await host.call("ping");
             """,
-            url=server.url,
+            url=line.url,
         )
         server.process.send_signal(signal.SIGINT)
         got = run("return [await drawing, await watching, seconds, await failure(host.call('ping')), states];")
         assert server.process.wait(timeout=30) == 0
-    assert got[0]["code"] == "host_closing" or got[0]["kind"] == "ConnectionLost"
-    assert [error["kind"] for error in (got[1], got[3])] == ["ConnectionLost"] * 2
-    assert got[2] == 1
-    assert got[4] == ["connecting", "open", "lost"]
-    port = server.url.split(":")[2].removesuffix("/ws")
-    with serving(server={"allowed_origins": [site], "port": int(port)}):
-        page.wait_for_function("states.at(-1) === 'open'")
-        assert run("return (await host.generate(SMALL).result).images;") == 1
-        run("host.close();")
+        assert got[0]["code"] == "host_closing" or got[0]["kind"] == "ConnectionLost"
+        assert [error["kind"] for error in (got[1], got[3])] == ["ConnectionLost"] * 2
+        assert got[2] == 1
+        assert got[4] == ["connecting", "open", "lost"]
+        with serving(server={"allowed_origins": [site]}) as again:
+            line.lead_to(again.url)
+            page.wait_for_function("states.at(-1) === 'open'")
+            assert run("return (await host.generate(SMALL).result).images;") == 1
     forgive(problems, NO_LINE)
 
 
 def test_messages_that_the_host_gave_up_are_messages_lost_and_the_job_goes_on(
-    run: Run, hosted: Served, page: "Page", problems: list[str], monkeypatch: pytest.MonkeyPatch
+    run: Run, lay: Lay, hosted: Served, page: "Page", problems: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("latentwire.server.session.AWAY", Bound(5, 1 << 30))
-    with relay_in_thread(hosted.url) as (line, cut):
+    with lay(hosted.url) as (line, cut):
         run(
             """
             globalThis.host = await connect(url);
@@ -693,10 +712,10 @@ def test_whose_session_is_taken_up_elsewhere_does_not_take_it_back(run: Run, hos
     assert got[2] == ["connecting", "open", "closed"]
 
 
-def test_a_line_that_falls_silent_is_left_for_another(run: Run, hosted: Served, page: "Page") -> None:
+def test_a_line_that_falls_silent_is_left_for_another(run: Run, lay: Lay, hosted: Served, page: "Page") -> None:
     page.clock.install()
     page.reload()
-    with relay_in_thread(hosted.url) as (line, _):
+    with lay(hosted.url) as (line, _):
         run("globalThis.host = await connect(url); await host.call('ping');", url=line.url)
         page.clock.run_for(70_000)  # the host answers: there is no need of another one
         assert run("return (await host.call('ping')).time;") > 0
