@@ -18,6 +18,7 @@ class Relay:
     def __init__(self, url: str) -> None:
         self.lead_to(url)
         self._writers: set[asyncio.StreamWriter] = set()
+        self._to_clients: set[asyncio.StreamWriter] = set()
         self._silenced: set[asyncio.StreamWriter] = set()
         self.url = ""
         self.down = False
@@ -34,8 +35,8 @@ class Relay:
             writer.transport.abort()
 
     def silence(self) -> None:
-        """Let all connections stand, and nothing more come by them."""
-        self._silenced |= self._writers
+        """Let all connections stand, and nothing more come by them from the host."""
+        self._silenced |= self._to_clients
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.down:
@@ -49,11 +50,13 @@ class Relay:
             return
         both = {writer, to_writer}
         self._writers |= both
+        self._to_clients.add(writer)
         try:
             await asyncio.gather(self._pass(reader, to_writer), self._pass(to_reader, writer))
         finally:
             self._writers -= both
-            self._silenced -= both
+            self._to_clients.discard(writer)
+            self._silenced.discard(writer)
             for end in both:
                 end.transport.abort()
 
