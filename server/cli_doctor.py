@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "peft", "pillow", "numpy")
 MODULES = {"pillow": "PIL"}
+WEIGHTY = ("unet", "transformer", "vae", "text_encoder")  # folders of a model that hold weights
 GIB = 1 << 30
 PROMPT = "red apple on a blue background"
 
@@ -169,18 +170,33 @@ def _roots(settings: "Settings") -> Iterator[Finding]:
 
 
 def _models(settings: "Settings") -> Iterator[Finding]:
-    from ..core.whole import is_whole
-
     for name, model in sorted(settings.models.items()):
         if model.path is None:
             yield Finding("model", True, f"{name}: {model.hub} of the hub")
         elif not model.path.exists():
             advice = f"correct models.{name}.path, or fetch the model"
             yield Finding("model", False, f"{name}: there is no {model.path}", advice)
-        elif not is_whole(model.path):
-            yield Finding("model", False, f"{name}: weights are missing in {model.path}", "fetch them again")
+        elif wrong := _incomplete(model.path):
+            yield Finding("model", False, f"{name}: {wrong}, in {model.path}", "fetch it again")
         else:
             yield Finding("model", True, f"{name}: {model.path}")
+
+
+def _incomplete(path: Path) -> str:
+    """What is missing of a model's files."""
+    from ..core.whole import is_whole, whole_weights
+
+    if path.is_file():
+        return "" if is_whole(path) else f"{path.name} is only partly there"
+    if not (path / "model_index.json").is_file():
+        return "there is no model_index.json"
+    try:
+        for part in sorted(path.iterdir()):
+            if part.name.startswith(WEIGHTY) and part.is_dir():
+                whole_weights(part)
+        return ""
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
 def _host(settings: "Settings") -> Iterator[Finding]:
