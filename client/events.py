@@ -3,15 +3,17 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
-from ..core import events as core
 from ..core.events import EVENTS, Event, JobEvent, from_plain
+from ..core.events import Image as HostImage
+from ..core.events import Picture as HostPicture
+from ..core.events import Preview as HostPreview
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
 
 @dataclass(frozen=True, slots=True)
-class Picture(core.Picture):
+class Picture(HostPicture):
     """An encoded picture: `data` holds a file of the named format."""
 
     def to_pil(self) -> "PILImage.Image":
@@ -26,14 +28,14 @@ class Picture(core.Picture):
 
 
 @dataclass(frozen=True, slots=True)
-class Preview(core.Preview):
+class Preview(HostPreview):
     """The picture as the model predicts it at this step."""
 
     image: Picture
 
 
 @dataclass(frozen=True, slots=True)
-class Image(core.Image):
+class Image(HostImage):
     """A picture of the job is finished, as a PNG or as final latents: see `latentwire.core.events.Image`."""
 
     image: Picture | None
@@ -77,14 +79,14 @@ def event_of(message: dict[str, Any]) -> Event | PluginEvent:
     if name not in EVENTS:
         return PluginEvent(name, {key: value for key, value in message.items() if key not in ("id", "event", "seq")})
     event = from_plain(name, message)
-    if isinstance(event, core.Preview):
+    if isinstance(event, HostPreview):
         return _with_picture(Preview, event, event.image)
-    if isinstance(event, core.Image):
+    if isinstance(event, HostImage):
         return _with_picture(Image, event, event.image)
     return event
 
 
-def _with_picture(kind: type[Event], event: core.Preview | core.Image, picture: core.Picture | None) -> Event:
+def _with_picture(kind: type[Event], event: HostPreview | HostImage, picture: HostPicture | None) -> Event:
     values = {field.name: getattr(event, field.name) for field in fields(event)}
     if picture is not None:
         values["image"] = Picture(picture.format, picture.width, picture.height, picture.data)

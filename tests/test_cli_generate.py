@@ -74,7 +74,7 @@ def test_every_plain_option_ends_up_in_the_request(
     assert {event.get("slot") for event in lines(capsys.readouterr().out)} == {"mine"}
     wanted = {
         "prompt": "red apple", "negative_prompt": "leaf", "model": "emoji", "scheduler": "euler", "guidance_scale": 3,
-        "mode": "reproducible", "priority": "batch", "width": 64, "height": 64, "num_inference_steps": 2, "seed": 7,
+        "mode": "reproducible", "width": 64, "height": 64, "num_inference_steps": 2, "seed": 7,
     }  # fmt: skip
     request = request_of("latentwire.png")
     assert {name: request[name] for name in wanted} == wanted
