@@ -289,7 +289,8 @@ def test_help_and_version_import_nothing_heavy() -> None:
         "from latentwire.server.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: status = end.code\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'pydantic', 'numpy', 'starlette', 'websockets', 'msgpack', 'PIL', 'tqdm', 'argcomplete', 'watchfiles'}\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'pydantic', 'numpy', 'starlette', 'websockets', 'msgpack',\n"
+        "'PIL', 'tqdm', 'argcomplete', 'watchfiles'}\n"
         "print(status, sorted(heavy & set(sys.modules)))\n"
     )
     commands = ("generate", "serve", "plugins", "doctor", "bench", "completion")
@@ -318,9 +319,9 @@ def test_the_script_completes_commands_options_and_choices(tmp_path: Path) -> No
     def complete(*words: str) -> list[str]:
         line = " ".join(words)
         program = (
-            f"source {tmp_path}/completion.sh; COMP_WORDS=({line.rstrip()}{' ' * 0}{'' if words[-1] else ' ' + repr('')})\n"
-            f"COMP_LINE={line!r}; COMP_POINT=${{#COMP_LINE}}; COMP_CWORD={len(words) - 1}; COMP_TYPE=9\n"
-            '_python_argcomplete latentwire "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}" 2>/dev/null\n'
+            f"source {tmp_path}/completion.sh\n"
+            f"COMP_LINE={line!r}; COMP_POINT=${{#COMP_LINE}}; COMP_TYPE=9\n"
+            f"_python_argcomplete latentwire {words[-1]!r} {words[-2]!r} 2>/dev/null\n"
             'printf "%s\\n" "${COMPREPLY[@]}"\n'
         )
         environment = CLEAN | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}

@@ -48,7 +48,7 @@ async def test_of_many_changes_the_last_one_ends_as_a_picture(served: Served) ->
     assert isinstance(result, Result)
     assert image.seed == 29
     assert result.seeds == [29]
-    begun = [event.revision for event in events if isinstance(event, JobEvent) and not isinstance(event, Accepted)]
+    begun = [event.revision or 0 for event in events if isinstance(event, JobEvent) and not isinstance(event, Accepted)]
     assert begun == sorted(begun)  # nothing of an older one once a newer one has begun
     assert len([event for event in events if isinstance(event, Accepted)]) <= 30
     await nothing_runs(served)

@@ -122,7 +122,7 @@ def test_in_a_notebook_the_picture_forms_in_its_cell(tmp_path: Path) -> None:
 
     updates: list[dict[str, Any]] = []
 
-    class Watching(NotebookClient):
+    class Watching(NotebookClient):  # type: ignore[misc]  # mypy looks at none of it
         def process_message(self, message: Any, *rest: Any) -> Any:
             if message["msg_type"] in ("display_data", "update_display_data"):
                 updates.append(message)
