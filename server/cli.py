@@ -65,6 +65,8 @@ def _run(options: argparse.Namespace) -> int:
         return 2
     except (ConnectionLost, RuntimeError) as error:
         print(f"latentwire: {error}", file=sys.stderr)
+    except BrokenPipeError:  # `| head` has had enough; what is left in the buffer must not fail again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"latentwire: cannot write: {error}", file=sys.stderr)
     return 1

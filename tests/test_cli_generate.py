@@ -291,6 +291,20 @@ def test_ctrl_c_cancels_all_jobs(host: Served, tmp_path: Path) -> None:
     wait_for(lambda: not host.host.jobs.all(), "the jobs to be cancelled")
 
 
+def test_a_reader_that_has_had_enough_ends_it_quietly_and_its_job(host: Served, tmp_path: Path) -> None:
+    client = process(
+        host, tmp_path, "red apple", "--json", "--steps", "1000", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert client.stdout is not None
+    assert client.stderr is not None
+    client.stdout.readline()
+    client.stdout.close()
+    assert client.wait(timeout=30) == 1
+    assert client.stderr.read() == ""
+    client.stderr.close()
+    wait_for(lambda: not host.host.jobs.all(), "the job to be cancelled")
+
+
 def test_watch_draws_again_when_a_file_changes_and_ctrl_c_ends_it(host: Served, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("red apple\n")
