@@ -3,20 +3,20 @@
 from ..core.events import (
     Accepted,
     Event,
-    Image,
     JobEvent,
     Latents,
     Loading,
-    Picture,
-    Preview,
+    Queued,
     Started,
     StateChanged,
     Step,
     Tensor,
 )
-from .connection import Connection, MessagesLost, PluginEvent, RemoteError, Result, connect
+from .connection import Connection, MessagesLost, RemoteError, connect
+from .events import Image, Picture, PluginEvent, Preview, Result
 from .link import ConnectionLost
-from .sync import SyncConnection, connect_sync
+from .live import Live
+from .sync import SyncConnection, SyncLive, connect_sync
 
 __all__ = [
     "Accepted",
@@ -26,17 +26,20 @@ __all__ = [
     "Image",
     "JobEvent",
     "Latents",
+    "Live",
     "Loading",
     "MessagesLost",
     "Picture",
     "PluginEvent",
     "Preview",
+    "Queued",
     "RemoteError",
     "Result",
     "Started",
     "StateChanged",
     "Step",
     "SyncConnection",
+    "SyncLive",
     "Tensor",
     "connect",
     "connect_sync",

@@ -1,16 +1,22 @@
 """The async client: one WebSocket, any number of commands at once."""
 
 import asyncio
+import io
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
-from ..core.events import EVENTS, Event, JobEvent, from_plain
+from ..core.events import Event, JobEvent
 from ..server.codec import encode
 from .answers import Answers
+from .events import Image, JobMessage, PluginEvent, Result, event_of
 from .link import ConnectionLost, Link, open_link
+from .live import Live
+from .progress import with_progress
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
 
 MESSAGE_HEAD = 256  # bytes of a message for all but the data in it
 DEFAULT_URL = "ws://127.0.0.1:8000/ws"
@@ -31,32 +37,6 @@ class MessagesLost(ConnectionLost):
 
     Everything under way raises it, since nobody knows whose they were. Jobs go on: `call("jobs")` lists them.
     """
-
-
-@dataclass(frozen=True, slots=True)
-class PluginEvent:
-    """An event that a plugin of the host brought: its name and its values."""
-
-    name: str
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a generate command ended well; `seconds` counts from the host's acceptance."""
-
-    job: str
-    images: int
-    seeds: list[int]
-    model: str
-    scheduler: str
-    mode: str
-    seconds: float
-
-    @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> Self:
-        """From a host's message; what this version does not know is left out."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 class Connection:
@@ -85,13 +65,14 @@ class Connection:
                 result = message["result"]
         return result
 
-    async def upload(self, data: bytes) -> str:
-        """Send a picture's file, in parts if need be; its id, for requests to name.
+    async def upload(self, picture: "bytes | PILImage.Image") -> str:
+        """Send a picture's file, or a PIL image as a PNG, in parts if need be; its id, for requests to name.
 
         Raises:
             RemoteError: it is no picture that the host takes, or too large.
             ConnectionLost: as `call`.
         """
+        data = picture if isinstance(picture, bytes) else _png(picture)
         part = int(self.hello["limits"]["message_bytes"]) - MESSAGE_HEAD
         if len(data) <= part:
             return str((await self.call("images.put", data=data))["image_id"])
@@ -100,15 +81,46 @@ class Connection:
             await self.call("uploads.append", upload=upload, data=data[begin : begin + part])
         return str((await self.call("images.put", upload=upload))["image_id"])
 
-    async def generate(
+    async def picture(self, prompt: str, *, progress: bool = False, **fields: Any) -> "PILImage.Image":
+        """Make one picture; arguments and errors as for `generate`. Needs Pillow."""
+        [picture] = await self.pictures(prompt, progress=progress, **fields, num_images=1)
+        return picture
+
+    async def pictures(self, prompt: str, *, progress: bool = False, **fields: Any) -> "list[PILImage.Image]":
+        """Make several pictures, as many as `num_images` or `seed` say; arguments and errors as for `generate`."""
+        found: dict[int, PILImage.Image] = {}
+        async with aclosing(self.generate(prompt, progress=progress, **{"steps": progress, **fields})) as events:
+            async for event in events:
+                if isinstance(event, Image) and event.image is not None:
+                    found[event.index] = event.image.to_pil()
+        return [found[index] for index in sorted(found)]
+
+    @asynccontextmanager
+    async def live(self, slot: str, **fields: Any) -> AsyncIterator[Live]:
+        """A live picture: `async with host.live("canvas", seed=7) as live: ...`; see `Live`.
+
+        Leaving the block cancels what is under way in the slot.
+
+        Args:
+            slot: Any name; one of this session's own.
+            fields: As for `generate`, of all its requests.
+        """
+        live = Live(self.generate, slot, fields)
+        try:
+            yield live
+        finally:
+            await live.close()
+
+    def generate(
         self,
         prompt: str,
         *,
         steps: bool = True,
         previews: bool | dict[str, Any] = False,
         latents: bool | dict[str, Any] = False,
+        progress: bool = False,
         **fields: Any,
-    ) -> AsyncGenerator[JobEvent | PluginEvent | Result]:
+    ) -> AsyncGenerator[JobMessage]:
         """Make a picture or several; yields events as they come and a `Result` last.
 
         Leaving the loop early cancels the job.
@@ -117,6 +129,7 @@ class Connection:
             steps: Whether `Step` events come.
             previews: Whether previews come, or their options (format, size, quality, every, max_rate).
             latents: Whether raw latents come, or their options (dtype, every).
+            progress: Whether a bar shows the steps; it needs `steps`.
             fields: Further fields of the request, such as `seed=7` or `num_inference_steps=20`.
 
         Raises:
@@ -128,12 +141,15 @@ class Connection:
         for name, wanted in (("previews", previews), ("latents", latents)):
             if wanted is not False:
                 stream[name] = {} if wanted is True else wanted
-        params = {"prompt": prompt, "stream": stream, **fields}
+        events = self._generate({"prompt": prompt, "stream": stream, **fields})
+        return with_progress(events) if progress else events
+
+    async def _generate(self, params: dict[str, Any]) -> AsyncGenerator[JobMessage]:
         async with aclosing(self._until_left("generate", params)) as messages:
             async for message in messages:
                 if message["event"] == "result":
                     yield Result.from_plain(message["result"])
-                elif isinstance(event := _event_of(message), JobEvent | PluginEvent):
+                elif isinstance(event := event_of(message), JobEvent | PluginEvent):
                     yield event
 
     async def subscribe(self, command: str, **params: Any) -> AsyncGenerator[PluginEvent | Event]:
@@ -149,7 +165,7 @@ class Connection:
         async with aclosing(self._until_left(command, params)) as messages:
             async for message in messages:
                 if message["event"] not in ("subscribed", "result"):
-                    yield _event_of(message)
+                    yield event_of(message)
 
     async def _until_left(self, command: str, params: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """A command's messages up to its result; whoever leaves before it ends what the command has begun."""
@@ -246,12 +262,10 @@ class Connection:
                 answers.put(message)
 
 
-def _event_of(message: dict[str, Any]) -> Event | PluginEvent:
-    """A message that is neither result nor error, as the event that it tells of."""
-    name = message["event"]
-    if name in EVENTS:
-        return from_plain(name, message)
-    return PluginEvent(name, {key: value for key, value in message.items() if key not in ("id", "event", "seq")})
+def _png(picture: "PILImage.Image") -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return file.getvalue()
 
 
 def _stop_of(message: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:

@@ -6,10 +6,16 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import aclosing, contextmanager
-from typing import Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..core.events import Event, JobEvent
-from .connection import DEFAULT_URL, Connection, PluginEvent, Result, connect
+from ..core.events import Event
+from .connection import DEFAULT_URL, Connection, connect
+from .events import JobMessage, PluginEvent
+from .live import Live
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
 
 T = TypeVar("T")
 
@@ -30,11 +36,30 @@ class SyncConnection:
         """See `Connection.call`."""
         return _wait(asyncio.run_coroutine_threadsafe(self._connection.call(command, **params), self._loop))
 
-    def upload(self, data: bytes) -> str:
+    def upload(self, picture: "bytes | PILImage.Image") -> str:
         """See `Connection.upload`."""
-        return _wait(asyncio.run_coroutine_threadsafe(self._connection.upload(data), self._loop))
+        return _wait(asyncio.run_coroutine_threadsafe(self._connection.upload(picture), self._loop))
 
-    def generate(self, prompt: str, **fields: Any) -> Iterator[JobEvent | PluginEvent | Result]:
+    def picture(self, prompt: str, *, progress: bool = False, **fields: Any) -> "PILImage.Image":
+        """See `Connection.picture`."""
+        work = self._connection.picture(prompt, progress=progress, **fields)
+        return _wait(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def pictures(self, prompt: str, *, progress: bool = False, **fields: Any) -> "list[PILImage.Image]":
+        """See `Connection.pictures`."""
+        work = self._connection.pictures(prompt, progress=progress, **fields)
+        return _wait(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    @contextmanager
+    def live(self, slot: str, **fields: Any) -> "Iterator[SyncLive]":
+        """A live picture: `with host.live("canvas", seed=7) as live: ...`; see `Connection.live`."""
+        live = Live(self._connection.generate, slot, fields)
+        try:
+            yield SyncLive(self._loop, live)
+        finally:
+            _wait(asyncio.run_coroutine_threadsafe(live.close(), self._loop))
+
+    def generate(self, prompt: str, **fields: Any) -> Iterator[JobMessage]:
         """See `Connection.generate`."""
         return self._stream(self._connection.generate(prompt, **fields))
 
@@ -61,6 +86,26 @@ class SyncConnection:
             collecting.result()  # raises what ended the job
         finally:
             collecting.cancel()  # without effect on a job that has ended
+
+
+class SyncLive:
+    """As `Live`, for code without async; `send` may be called from any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, live: Live) -> None:
+        self._loop = loop
+        self._live = live
+
+    def send(self, prompt: str, **fields: Any) -> None:
+        """See `Live.send`."""
+        self._loop.call_soon_threadsafe(partial(self._live.send, prompt, **fields))
+
+    def end(self) -> None:
+        """See `Live.end`."""
+        self._loop.call_soon_threadsafe(self._live.end)
+
+    def __iter__(self) -> Iterator[JobMessage]:
+        while (event := _wait(asyncio.run_coroutine_threadsafe(self._live.next(), self._loop))) is not None:
+            yield event
 
 
 @contextmanager

@@ -7,13 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from . import cli_plugins
-
-if TYPE_CHECKING:
-    from ..client import Connection
+from . import cli_bench, cli_doctor, cli_generate, cli_plugins, cli_request
 
 DEFAULT_URL = "ws://127.0.0.1:8000/ws"
 SETTINGS_FILE = Path("plugins.toml")
@@ -21,42 +17,71 @@ SETTINGS_FILE = Path("plugins.toml")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
-    options = _parser().parse_args(arguments)
+    parser = parser_of_all()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks; see `completion`
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    options = parser.parse_args(arguments)
+    try:
+        return _run(options)
+    except cli_request.BadInput as error:
+        print(f"latentwire: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
     if options.command == "serve":
         from .serve import serve
 
-        return serve(_settings_file(options), _overrides(options), options.reload)
+        return serve(_settings_file(options), _overrides(options), options.reload, options.open)
     if options.command == "new-plugin":
         return cli_plugins.new_plugin(options)
     if options.command == "plugins" and options.action == "check":
         return cli_plugins.check(options)
+    if options.command == "doctor":
+        return cli_doctor.doctor(options, _settings_file(options), _overrides(options))
+    if options.command == "completion":
+        from argcomplete.shell_integration import shellcode
+
+        print(shellcode(["latentwire"], shell=options.shell))
+        return 0
+    if options.command == "generate":
+        cli_request.check(options)
     from ..client import ConnectionLost, RemoteError
+    from ..core.errors import LatentwireError
 
     try:
+        if options.command == "bench":
+            return cli_bench.bench(options, _settings_file(options), _overrides(options))
         return asyncio.run(_ask(options))
     except RemoteError as error:
         print(f"latentwire: {error.message} ({error.code})", file=sys.stderr)
-    except ConnectionLost as error:
+        return 2 if error.code == "invalid_params" else 1
+    except LatentwireError as error:  # of a host of its own
+        print(f"latentwire: {error.message}", file=sys.stderr)
+        return 2
+    except (ConnectionLost, RuntimeError) as error:
         print(f"latentwire: {error}", file=sys.stderr)
+    except BrokenPipeError:  # `| head` has had enough; what is left in the buffer must not fail again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"latentwire: cannot write: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        return 130
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser_of_all() -> argparse.ArgumentParser:
+    """The parser of every command."""
     parser = argparse.ArgumentParser(prog="latentwire", description="Live pictures from diffusion models.")
     parser.add_argument("--version", action="version", version=f"latentwire {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run a host")
-    serve.add_argument("--config", type=Path, help="settings file (default: plugins.toml here, if there is one)")
-    serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", help="port to listen on (default: 8000)")
-    serve.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    settings = _settings_options()
+    serve = commands.add_parser("serve", parents=[settings], help="run a host")
     serve.add_argument("--reload", action="store_true", help="load plugins anew when their code changes")
-    serve.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any other setting")
+    serve.add_argument("--open", action="store_true", help="open the page in the browser once the host is ready")
 
     client = _client_options(
         url=os.environ.get("LATENTWIRE_URL", DEFAULT_URL),
@@ -64,29 +89,34 @@ def _parser() -> argparse.ArgumentParser:
         key=os.environ.get("LATENTWIRE_KEY"),
     )
 
-    generate = commands.add_parser("generate", parents=[client], help="make a picture from a prompt")
-    generate.add_argument("prompt")
-    generate.add_argument("-o", "--output", type=Path, default=Path("latentwire.png"), help="PNG to write")
-    generate.add_argument("--previews", type=Path, metavar="DIR", help="also write every preview there")
-    generate.add_argument("--negative-prompt")
-    generate.add_argument("--model")
-    generate.add_argument("--scheduler")
-    generate.add_argument("--steps", type=int, dest="num_inference_steps")
-    generate.add_argument("--guidance", type=float, dest="guidance_scale")
-    generate.add_argument("--width", type=int)
-    generate.add_argument("--height", type=int)
-    generate.add_argument("--count", type=int, dest="num_images", help="several pictures: NAME-0.png, NAME-1.png, ...")
-    generate.add_argument("--seed", type=int)
-    generate.add_argument("--mode", choices=("exact", "reproducible", "fast"))
-
+    cli_generate.add_generate(commands.add_parser, client)
+    cli_doctor.add_doctor(commands.add_parser, settings)
+    cli_bench.add_bench(commands.add_parser, client, settings)
     cli_plugins.add_new_plugin(commands.add_parser)
     cli_plugins.add_plugins(commands.add_parser, client, _client_options())
     for name, text in (
         ("models", "list the host's models"),
         ("describe", "print the host's commands, fields and events as JSON Schema"),
     ):
-        commands.add_parser(name, parents=[client], help=text)
+        command = commands.add_parser(name, parents=[client], help=text)
+        if name == "models":
+            command.add_argument("--json", action="store_true", help="print each model as a line of JSON")
+    completion = commands.add_parser("completion", help="print a script that completes this command in a shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return parser
+
+
+def _settings_options() -> argparse.ArgumentParser:
+    """The options of commands that run a host of their own."""
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings file (default: plugins.toml here, if there is one)"
+    )
+    settings.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
+    settings.add_argument("--port", help="port to listen on (default: 8000)")
+    settings.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    settings.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any other setting")
+    return settings
 
 
 def _client_options(**defaults: str | None) -> argparse.ArgumentParser:
@@ -115,57 +145,16 @@ async def _ask(options: argparse.Namespace) -> int:
 
     async with connect(options.url, token=options.token, key=options.key) as host:
         if options.command == "generate":
-            return await _generate(host, options)
+            return await cli_generate.generate(host, options)
         if options.command == "describe":
             print(json.dumps(await host.call("describe"), indent=2))
         elif options.command == "plugins":
             await cli_plugins.ask(host, options)
         else:
             for row in (await host.call("models.list"))["models"]:
+                if options.json:
+                    print(json.dumps(row))
+                    continue
                 note = row.get("error") or f"{row['family']}, {row['size']}x{row['size']}, {row['dtype']}"
                 print(f"{row['name']:<20} {note}{' (default)' if row.get('default') else ''}")
     return 0
-
-
-async def _generate(host: "Connection", options: argparse.Namespace) -> int:
-    """Make the pictures under a progress bar and write them."""
-    from tqdm import tqdm
-
-    from ..client import Image, Loading, Preview, Result, Step
-
-    fields: dict[str, Any] = {
-        name: getattr(options, name)
-        for name in (
-            "negative_prompt", "model", "scheduler", "num_inference_steps", "guidance_scale",
-            "width", "height", "num_images", "seed", "mode",
-        )
-        if getattr(options, name) is not None
-    }  # fmt: skip
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    if options.previews:
-        options.previews.mkdir(parents=True, exist_ok=True)
-        fields["previews"] = {"format": "jpeg"}
-    count = options.num_images or 1
-    with tqdm(unit="step", desc="waiting", delay=0.1) as bar:  # no bar for what is refused at once
-        async for event in host.generate(options.prompt, **fields):
-            match event:
-                case Loading():
-                    bar.set_description(f"loading {event.component}")
-                case Step():
-                    bar.total = event.steps * count
-                    bar.set_description("drawing", refresh=False)
-                    bar.update()
-                case Preview():
-                    name = f"{event.index}-{event.step:03d}.{event.image.format}"
-                    (options.previews / name).write_bytes(event.image.data)
-                case Image(image=picture) if picture is not None:
-                    path = _output(options.output, event.index, count)
-                    path.write_bytes(picture.data)
-                    bar.write(f"{path}  seed {event.seed}", file=sys.stderr)
-                case Result():
-                    bar.set_description(f"done in {event.seconds:.2f} s")
-    return 0
-
-
-def _output(path: Path, index: int, count: int) -> Path:
-    return path if count == 1 else path.with_stem(f"{path.stem}-{index}")

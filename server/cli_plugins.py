@@ -1,8 +1,10 @@
 """The commands `latentwire new-plugin` and `latentwire plugins`."""
 
 import argparse
+import json
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +37,15 @@ def add_plugins(add_parser: "AddParser", client: argparse.ArgumentParser, again:
         again: Has them once more, without a default, which would put out what was given before the action.
     """
     parser = add_parser("plugins", parents=[client], help="list the host's plugins; check, enable, disable, reload one")
+    parser.add_argument("--json", action="store_true", help="print each plugin as a line of JSON")
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    actions.add_parser("list", parents=[again], help="list the host's plugins (default)")
-    check = actions.add_parser("check", help="look a plugin's code over, without a host")
+    as_json = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    as_json.add_argument("--json", action="store_true", help="print each plugin, or finding, as a line of JSON")
+    actions.add_parser("list", parents=[again, as_json], help="list the host's plugins (default)")
+    check = actions.add_parser("check", parents=[as_json], help="look a plugin's code over, without a host")
     check.add_argument("path", type=Path, help="a Python file, a module's folder, or a folder with a pyproject.toml")
     for action, text in SWITCHES.items():
-        actions.add_parser(action, parents=[again], help=text).add_argument("name")
+        actions.add_parser(action, parents=[again, as_json], help=text).add_argument("name")
 
 
 def new_plugin(options: argparse.Namespace) -> int:
@@ -70,8 +75,8 @@ def check(options: argparse.Namespace) -> int:
     except AuthoringError as error:
         return _refuse(error)
     for finding in report.findings:
-        print(finding)
-    if report.ok:
+        print(json.dumps(asdict(finding), default=str) if options.json else finding)
+    if report.ok and not options.json:
         hooks = (f"{name} ({', '.join(hooks)})" for name, hooks in report.hooks.items())
         print(f"ok: {', '.join(hooks)}")
     return 0 if report.ok else 1
@@ -80,10 +85,11 @@ def check(options: argparse.Namespace) -> int:
 async def ask(host: "Connection", options: argparse.Namespace) -> None:
     """List a host's plugins, or switch one and show what became of it."""
     if options.action in SWITCHES:
-        print(_line(await host.call(f"plugins.{options.action}", name=options.name)))
-        return
-    for row in (await host.call("plugins.list"))["plugins"]:
-        print(_line(row))
+        rows = [await host.call(f"plugins.{options.action}", name=options.name)]
+    else:
+        rows = (await host.call("plugins.list"))["plugins"]
+    for row in rows:
+        print(json.dumps(row) if options.json else _line(row))
 
 
 def _line(row: dict[str, Any]) -> str:

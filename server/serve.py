@@ -11,6 +11,8 @@ import signal
 import socket
 import sys
 import threading
+import time
+import webbrowser
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -35,17 +37,19 @@ if TYPE_CHECKING:
 
 
 ENDING_S = 4.5  # for all that follows once the jobs have finished
+LOOPBACK_INSTEAD = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # for a browser on this machine
 CLOSING_S = 1.5  # for the engine to come to its next step
 FLUSHING_S = 1.0  # for clients to take what they have been told
 
 log = logging.getLogger(__name__)
 
 
-def serve(file: Path | None, overrides: list[str], reload: bool = False) -> int:
+def serve(file: Path | None, overrides: list[str], reload: bool = False, open_page: bool = False) -> int:
     """Serve until interrupted, and end the process: with status 0, or 1 for a device that keeps failing.
 
     Args:
         reload: Whether plugins are loaded anew when their code changes.
+        open_page: Whether the page is opened in a browser once the host is ready.
 
     Returns:
         2, where the settings are wrong.
@@ -62,7 +66,7 @@ def serve(file: Path | None, overrides: list[str], reload: bool = False) -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once all is done, and that is a good end
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a person ends it
-        HostServer(app, host, listener, reload).run(sockets=[listener])
+        HostServer(app, host, listener, reload, open_page).run(sockets=[listener])
     logging.shutdown()
     sys.stdout.flush()
     # Python's own end would wait for a plugin's threads, and abort in a kernel that one of ours has not come back from
@@ -90,8 +94,11 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
 class HostServer(uvicorn.Server):
     """Says where it listens as soon as it does, and lets clients know why it goes, and running jobs finish before."""
 
-    def __init__(self, app: Starlette, host: "Host", listener: socket.socket, reload: bool) -> None:
+    def __init__(
+        self, app: Starlette, host: "Host", listener: socket.socket, reload: bool, open_page: bool = False
+    ) -> None:
         super().__init__(server_config(app))
+        self._open_page = open_page
         self._reload = reload
         self._reloading: asyncio.Task[None] | None = None
         self._app = app
@@ -108,6 +115,9 @@ class HostServer(uvicorn.Server):
         print(f"  page    http://{name}:{port}/")
         print(f"  socket  ws://{name}:{port}/ws")
         print(f"  token   {server.token or 'none needed'}", flush=True)
+        if self._open_page:
+            shown = LOOPBACK_INSTEAD.get(server.host, name)
+            threading.Thread(target=_open, args=(self._host, f"http://{shown}:{port}/"), daemon=True).start()
         if self._reload:
             from .reload import reload_on_change
 
@@ -151,6 +161,16 @@ class HostServer(uvicorn.Server):
                 log.info("waiting up to %g s for %d jobs to finish; Ctrl-C again ends them", grace_s, jobs)
                 told = True
             await asyncio.sleep(0.02)
+
+
+def _open(host: "Host", url: str) -> None:
+    """Show a page to the person at this machine once its host is ready."""
+    while not host.is_ready:
+        if host.closing:
+            return
+        time.sleep(0.05)
+    if not webbrowser.open(url):
+        log.warning("no browser could be opened; the page is %s", url)
 
 
 def end_within(seconds: float) -> None:

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,10 +64,12 @@ class Serving:
 
 
 @contextmanager
-def serve(folder: Path, *arguments: str) -> Iterator[Serving]:
+def serve(folder: Path, *arguments: str, **environment: str) -> Iterator[Serving]:
     command = [sys.executable, "-m", "latentwire", "serve", "--port", "0", "--device", "cpu", *arguments]
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, env=CLEAN)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, env=CLEAN | environment
+        )
     assert process.stdout is not None
     try:
         printed = "".join(process.stdout.readline() for _ in range(4))
@@ -155,7 +159,7 @@ def test_plugins_are_switched_and_loaded_anew(server: Serving, tmp_path: Path) -
     assert re.match(r"clip_skip +\S+ +loaded", done.stdout)
     assert re.match(r"clip_skip +\S+ +loaded", server.ask("plugins", "reload", "clip_skip").stdout)
     done = server.ask("plugins", "reload", "clip_skop")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "clip_skip" in done.stderr
 
 
@@ -189,9 +193,9 @@ def test_describe_prints_json(server: Serving) -> None:
     assert "generate" in json.loads(done.stdout)["commands"]
 
 
-def test_a_refused_request_goes_to_stderr_with_status_1(server: Serving, tmp_path: Path) -> None:
+def test_a_refused_request_goes_to_stderr_with_status_2(server: Serving, tmp_path: Path) -> None:
     done = server.ask("generate", "red apple", "--steps", "0", "-o", str(tmp_path / "a.png"))
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "latentwire: generate: num_inference_steps: Input should be greater than or equal to 1, got 0" in done.stderr
     assert "(invalid_params)" in done.stderr
     assert "Traceback" not in done.stderr
@@ -285,9 +289,60 @@ def test_help_and_version_import_nothing_heavy() -> None:
         "from latentwire.server.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: status = end.code\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'pydantic', 'numpy', 'starlette', 'websockets', 'msgpack'}\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'pydantic', 'numpy', 'starlette', 'websockets', 'msgpack',\n"
+        "'PIL', 'tqdm', 'argcomplete', 'watchfiles'}\n"
         "print(status, sorted(heavy & set(sys.modules)))\n"
     )
-    for arguments in (["--help"], ["--version"], ["generate", "--help"], ["serve", "--help"], ["plugins", "--help"]):
+    commands = ("generate", "serve", "plugins", "doctor", "bench", "completion")
+    for arguments in (["--help"], ["--version"], *([command, "--help"] for command in commands)):
         done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_for_a_shell(shell: str) -> None:
+    done = latentwire("completion", shell)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "latentwire" in done.stdout
+    if shutil.which(shell):
+        read = subprocess.run([shell, "-n"], input=done.stdout, capture_output=True, text=True)
+        assert (read.returncode, read.stderr) == (0, "")
+    assert latentwire("completion", "tcsh").returncode == 2
+
+
+def test_the_script_completes_commands_options_and_choices(tmp_path: Path) -> None:
+    script = tmp_path / "latentwire"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m latentwire "$@"\n')
+    script.chmod(0o755)
+    (tmp_path / "completion.sh").write_text(latentwire("completion", "bash").stdout)
+
+    def complete(*words: str) -> list[str]:
+        line = " ".join(words)
+        program = (
+            f"source {tmp_path}/completion.sh\n"
+            f"COMP_LINE={line!r}; COMP_POINT=${{#COMP_LINE}}; COMP_TYPE=9\n"
+            f"_python_argcomplete latentwire {words[-1]!r} {words[-2]!r} 2>/dev/null\n"
+            'printf "%s\\n" "${COMPREPLY[@]}"\n'
+        )
+        environment = CLEAN | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env=environment)
+        return [word.strip() for word in done.stdout.splitlines()]
+
+    assert "doctor" in complete("latentwire", "do")
+    assert complete("latentwire", "generate", "--control-")[0].startswith("--control-")
+    assert set(complete("latentwire", "generate", "--mode", "")) == {"exact", "reproducible", "fast"}
+
+
+def test_serve_opens_the_page_once_the_host_is_ready(tmp_path: Path) -> None:
+    browser, seen = tmp_path / "browser", tmp_path / "seen"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {seen}.part && mv {seen}.part {seen}\n')
+    browser.chmod(0o755)
+    with serve(tmp_path, "--open", "--host", "0.0.0.0", BROWSER=f"{browser} %s") as server:
+        wait_for(seen.exists, "the browser to be opened")
+        page = seen.read_text().strip()
+        assert page == server.page
+        assert ready(page)
+        with pytest.raises(urllib.error.HTTPError) as refused, urllib.request.urlopen(page):  # it asks for the token
+            pass
+        assert refused.value.code == 401
+        assert b"token" in refused.value.read()

@@ -140,7 +140,10 @@ class Plugin:
 # Code for clients, the command line, and links.
 
 CLIENT_EXAMPLES = [
-    block for page in (README, PAGES["quickstart"]) for block in blocks(page, "python") if DEFAULT_URL in block
+    block
+    for page in (README, PAGES["quickstart"], PAGES["python"])
+    for block in blocks(page, "python")
+    if DEFAULT_URL in block
 ]
 
 

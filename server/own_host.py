@@ -1,0 +1,74 @@
+"""A host of the command line's own, in its process: with the settings of `latentwire serve`, and leaving no results."""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.settings import PluginSettings, Settings, load_settings
+
+if TYPE_CHECKING:
+    from ..core.host import Host
+
+READY_TIMEOUT_S = 600  # a large model is read from a slow disk
+
+
+def read_settings(file: Path | None, overrides: list[str]) -> Settings:
+    """What `latentwire serve` would run with.
+
+    Raises:
+        SettingsError: they are wrong.
+    """
+    return load_settings(file, os.environ, overrides)
+
+
+@contextmanager
+def own_host(settings: Settings) -> "Iterator[Host]":
+    """A host, closed at the end of the block; what it makes is not kept with the results of the real one."""
+    import transformers
+
+    from ..core.host import Host
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="latentwire-") as folder:
+        plugins = [_elsewhere(plugin, Path(folder)) for plugin in settings.plugins]
+        host = Host(settings.model_copy(update={"plugins": plugins}))
+        try:
+            yield host
+        finally:
+            host.close()
+
+
+@contextmanager
+def own_server(settings: Settings) -> Iterator[str]:
+    """The address of an own host that serves on a free port of loopback, its model loaded."""
+    import uvicorn
+
+    from .app import create_app
+    from .serve import server_config
+
+    with own_host(settings) as host:
+        server = uvicorn.Server(server_config(create_app(host)))
+        thread = threading.Thread(target=server.run, name="own-server", daemon=True)
+        thread.start()
+        try:
+            until = time.monotonic() + READY_TIMEOUT_S
+            while not (server.started and host.ready):
+                if not thread.is_alive() or time.monotonic() > until:
+                    raise RuntimeError("the host did not become ready; `latentwire doctor` may say why")
+                time.sleep(0.02)
+            yield f"ws://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/ws"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=30)
+
+
+def _elsewhere(plugin: PluginSettings, folder: Path) -> PluginSettings:
+    if plugin.name != "results" or "folder" not in plugin.settings:
+        return plugin
+    return plugin.model_copy(update={"settings": plugin.settings | {"folder": str(folder)}})
