@@ -10,11 +10,11 @@ import { Picture, chosen } from "./pictures.js";
 import { bounds, plain, worded } from "./schema.js";
 
 const WIDEST_SLIDER = 5000; // steps; beyond that one cannot hit a value
-const COLOUR = /\[0-9a-f?A-F?a?-?f?\]\{6\}/i;
+const COLOUR = /^\^?#\[[0-9a-f-]+\]\{6\}\$?$/i; // a pattern such as ^#[0-9a-f]{6}$
 
-/** The control for a value of this schema. */
-export function control(schema, name, defs = schema.$defs ?? {}, required = false) {
-  const kind = plain(schema, defs);
+/** The control for a value of this schema. `isThere`: null is no value of it, whatever the schema says. */
+export function control(schema, name, defs = schema.$defs ?? {}, required = false, isThere = false) {
+  const kind = { ...plain(schema, defs), ...(isThere && { nullable: false }) };
   const label = worded(name);
   if (kind.enum) return choice(kind, label, required);
   if (kind.binary) return picture(kind, label);

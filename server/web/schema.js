@@ -19,7 +19,8 @@ export function plain(schema, defs) {
       binary ||= some.some((choice) => choice.format === "binary");
       found = { ...some[0], ...beside };
     } else {
-      return { ...found, nullable, binary: binary || found.format === "binary" };
+      const isBinary = binary || found.binary || found.format === "binary";
+      return { ...found, nullable: nullable || Boolean(found.nullable), binary: isBinary };
     }
   }
 }
