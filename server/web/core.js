@@ -13,7 +13,7 @@ const controls = new Map();
 const followers = [];
 
 /** The names of the fields that are controlled here. */
-export const names = ["prompt", "negative_prompt", "model", "scheduler", "seed", ...NUMBERS];
+export const names = ["prompt", "negative_prompt", "model", "scheduler", "mode", "seed", ...NUMBERS];
 
 export const core = {
   read() {
@@ -42,7 +42,7 @@ function add(name, read, write) {
   controls.set(name, { read, write, ...marking(input, wrong) });
 }
 
-for (const name of ["prompt", "negative_prompt", "scheduler"]) {
+for (const name of ["prompt", "negative_prompt", "scheduler", "mode"]) {
   const input = byId(name);
   add(
     name,
@@ -118,13 +118,19 @@ state.watch("model", (model) => {
   sized();
 });
 
+function offer(id, names) {
+  const select = byId(id);
+  const chosen = select.value;
+  select.replaceChildren(el("option", { value: "" }, "default"), ...names.map((name) => el("option", { value: name }, name)));
+  select.value = names.includes(chosen) ? chosen : "";
+}
+
 state.watch("describe", (describe) => {
   if (!describe) return;
-  const scheduler = byId("scheduler");
-  const chosen = scheduler.value;
-  const options = describe.schedulers.map((name) => el("option", { value: name }, name));
-  scheduler.replaceChildren(el("option", { value: "" }, "default"), ...options);
-  scheduler.value = chosen;
+  offer("scheduler", describe.schedulers);
+  offer("mode", describe.modes);
+  offer("previewer", describe.previewers);
+  byId("previewer-field").hidden = describe.previewers.length === 0;
   const { properties, $defs } = describe.commands.generate.params;
   for (const name of NUMBERS) {
     const { min, max, step } = bounds(plain(properties[name], $defs));
