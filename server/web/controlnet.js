@@ -31,6 +31,7 @@ function make() {
   async function loadPath(path) {
     const row = await load("controlnet.load", path.endsWith(".safetensors") ? { lora_weights_path: path } : { path });
     wanted.add(row.name);
+    master.input.checked ||= !layers.outline.isEmpty; // who draws wants it followed
     render();
     changed(element);
   }
@@ -77,7 +78,7 @@ function make() {
   }
 
   layers.outline.onChange(() => {
-    if (!layers.outline.isEmpty && rows.size > 0) master.input.checked = true; // who draws wants it followed
+    if (!layers.outline.isEmpty && rows.size > 0) master.input.checked = true;
     update();
   });
   const self = {
