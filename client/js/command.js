@@ -78,6 +78,9 @@ export class Command {
     return !this.#isOver;
   }
 
+  /** Stop what it has begun; the kinds of commands that begin something know how. */
+  async stop() {}
+
   #keep(message) {
     if (!this.#isRead && this.#listeners.size > 0) return; // nobody may ever read it
     const key = LATEST_WINS.has(message.event) ? `${message.event} ${message.index}` : this.#count++;

@@ -4,7 +4,7 @@ import { encode } from "./codec.js";
 import { Command, Job, Subscription } from "./command.js";
 import { MessagesLost, RemoteError } from "./errors.js";
 import { Link } from "./link.js";
-import { Listeners } from "./listeners.js";
+import { Listeners, tell } from "./listeners.js";
 
 export { ConnectionLost, MessagesLost, RemoteError } from "./errors.js";
 export { imageUrl, toFloat32 } from "./media.js";
@@ -22,7 +22,7 @@ class Host {
     const handlers = {
       onmessage: (message) => this.#take(message),
       onover: (error) => this.#failAll(error),
-      onstate,
+      onstate: (state) => tell(onstate, state),
     };
     this.#link = new Link(url, { token, ticket, key }, handlers);
   }

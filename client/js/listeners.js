@@ -18,12 +18,15 @@ export class Listeners {
   }
 
   call(name, value) {
-    for (const listener of [...(this.#byName.get(name) ?? [])]) {
-      try {
-        listener(value);
-      } catch (error) {
-        queueMicrotask(() => { throw error; }); // the listener's own fault: shown, and no matter to anybody else
-      }
-    }
+    for (const listener of [...(this.#byName.get(name) ?? [])]) tell(listener, value);
+  }
+}
+
+/** Call a function of somebody else's: its fault is shown, and no matter to anybody else. */
+export function tell(listener, value) {
+  try {
+    listener(value);
+  } catch (error) {
+    queueMicrotask(() => { throw error; });
   }
 }
