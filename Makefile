@@ -5,17 +5,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pip runs only when one of these has changed since it last did
 SETUP := pyproject.toml constraints.txt Makefile
+EXAMPLES := $(dir $(wildcard examples/plugins/*/pyproject.toml))
 
-.PHONY: serve test slow check format bench fuzz sequences soak eval clean
+.PHONY: serve test slow examples check format bench fuzz sequences soak eval clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/latentwire serve $(ARGS)
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 slow: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -m slow $(ARGS)
+
+# the packages of examples/plugins/, installed as any other and tested by their own tests; from a copy, for building
+# leaves folders behind
+examples: $(VENV)/dev.done
+	@rm -rf $(VENV)/examples && cp -R examples $(VENV)/
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(VENV)/examples/site $(addprefix $(VENV)/,$(EXAMPLES))
+	PYTHONPATH=$(VENV)/examples/site $(BIN)/pytest -n 2 --dist worksteal --timeout 120 $(VENV)/examples/plugins $(ARGS)
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .
@@ -23,7 +31,8 @@ check: $(VENV)/dev.done
 	@# mypy wants a folder with the package's name; the checkout may have any
 	@mkdir -p $(VENV)/checked && ln -sfn ../.. $(VENV)/checked/latentwire
 	MYPYPATH=$(VENV)/checked:benchmarks $(BIN)/mypy -p latentwire
-	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_docs_protocol.py
+	MYPYPATH=$(VENV)/checked $(BIN)/mypy --follow-imports=silent examples/plugins/*/*.py
+	$(BIN)/pytest -q tests/test_docs.py tests/test_docs_protocol.py
 
 format: $(VENV)/dev.done
 	$(BIN)/ruff format .
@@ -51,7 +60,7 @@ soak: $(VENV)/dev.done
 
 # 10,000 steps of random messages, some ten minutes
 sequences: $(VENV)/dev.done
-	LATENTWIRE_FUZZ_STEPS=$${LATENTWIRE_FUZZ_STEPS:-10000} $(BIN)/python -m pytest -sq tests/trust/test_state_machine.py $(ARGS)
+	LATENTWIRE_FUZZ_STEPS=$${LATENTWIRE_FUZZ_STEPS:-10000} $(BIN)/pytest -sq tests/trust/test_state_machine.py $(ARGS)
 
 # figures about the embedded model, as JSON; needs Debian's fonts-noto-color-emoji
 eval: $(VENV)/dev.done

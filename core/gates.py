@@ -265,9 +265,10 @@ class Waiting:
         return None if any(self.gate.component in adapter.layers for adapter, _ in adapters) else compiled
 
     def run(self) -> Any:
-        """The call as it came."""
+        """The call as it came. It may be made again, so lists are given as copies: a UNet empties one of residuals."""
         self.alone = True
-        return self.gate.forward(*self.args, **self.kwargs)
+        kwargs = {name: list(value) if isinstance(value, list) else value for name, value in self.kwargs.items()}
+        return self.gate.forward(*self.args, **kwargs)
 
     def in_tiles(self) -> Any:
         """The call in tiles, for less memory; None where it cannot be."""

@@ -5,7 +5,8 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from .errors import (
     HostClosing,
     InternalError,
     LatentwireError,
+    PluginError,
     SettingsError,
     UnknownCommand,
     UnknownImage,
@@ -227,17 +229,59 @@ class Host:
 
     async def enable_plugin(self, name: str) -> PluginReport:
         """Load a plugin that the settings had disabled, or let one work again. See `PluginHost.enable`."""
-        async with self._switching:
-            if name in self.plugins.settings_models():
-                return self.plugins.enable(name)
-            return self.plugins.enable(name, await asyncio.to_thread(self.plugins.read, name))
+
+        async def enable() -> PluginReport:
+            loaded = self.plugins.is_loaded(name)
+            return self.plugins.enable(name, None if loaded else await self._of_plugin(self.plugins.read, name))
+
+        return await self._switch(enable)
+
+    async def disable_plugin(self, name: str) -> PluginReport:
+        """Let a plugin rest. See `PluginHost.disable`."""
+
+        async def disable() -> PluginReport:
+            return self.plugins.disable(name)
+
+        return await self._switch(disable)
 
     async def reload_plugin(self, name: str) -> PluginReport:
         """Load a plugin anew, as its code is now. See `PluginHost.reload`."""
-        async with self._switching:
-            read = await asyncio.to_thread(self.plugins.read, name)
-            await asyncio.to_thread(self.plugins.unload, name)
+
+        async def reload() -> PluginReport:
+            read = await self._of_plugin(self.plugins.read, name)
+            with suppress(PluginError):  # the log has it
+                await self._of_plugin(self.plugins.unload, name)
             return self.plugins.reload(name, read)
+
+        return await self._switch(reload)
+
+    async def _switch(self, work: Callable[[], Coroutine[Any, Any, PluginReport]]) -> PluginReport:
+        """Switch plugins one at a time, and to the end: whoever asked may go away meanwhile."""
+
+        async def alone() -> PluginReport:
+            async with self._switching:
+                return await work()
+
+        switching = asyncio.create_task(alone())
+        try:
+            return await asyncio.shield(switching)
+        except asyncio.CancelledError:
+            switching.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else looks at it
+            raise
+
+    async def _of_plugin(self, work: Callable[[str], Value], name: str) -> Value:
+        """Run code of a plugin's in a worker thread, which is left to itself if it does not come back.
+
+        Raises:
+            PluginError: it has not.
+        """
+        timeout_s = self.settings.engine.plugin_timeout_s
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(work, name), timeout_s)
+        except TimeoutError:
+            message = f"plugin {name!r} hangs while it is switched: it has not come back for {timeout_s:g} s"
+            log.error(message)
+            raise PluginError(message, plugin=name) from None
 
     def _plugins_changed(self) -> None:
         """Plugins have come, gone, or been switched; on the event loop."""

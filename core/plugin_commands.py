@@ -55,7 +55,7 @@ async def enable(context: CommandContext, params: PluginParams) -> dict[str, Any
 async def disable(context: CommandContext, params: PluginParams) -> dict[str, Any]:
     """Let a plugin rest until it is enabled, for operators: its hooks are not called, what it brought is refused."""
     _check_operator(context)
-    return _plain(context.host.plugins.disable(params.name))
+    return _plain(await context.host.disable_plugin(params.name))
 
 
 async def reload(context: CommandContext, params: PluginParams) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class PluginGuard:
         self.watchdog = Watchdog(timeout_s, lambda plugin, message: self.strikes.count(plugin, HANG, object(), message))
 
     def run_hooks(self, name: str, hooks: Sequence[Hook], context: Any) -> None:
-        """Run one hook of several plugins, one after the other, but for those that are disabled.
+        """Run one hook of several plugins, one after the other; of those that are disabled, `unload` alone.
 
         This is on the way of every step: one watch serves them all.
 
@@ -53,7 +53,7 @@ class PluginGuard:
         reasons, check = self.strikes.reasons, getattr(context, "check", None)
         with self.watchdog.watch(hooks[0].plugin, name, name) as watch:
             for plugin, function, arguments, times in hooks:
-                if plugin in reasons:
+                if plugin in reasons and name != "unload":  # what it runs of its own has to end all the same
                     continue
                 begin = watch.turn(plugin)
                 try:

@@ -185,6 +185,14 @@ class PluginHost:
         self._changed()
         return self._outcome(row)
 
+    def is_loaded(self, name: str) -> bool:
+        """Whether a plugin is loaded, though it may be disabled.
+
+        Raises:
+            InvalidParams: there is no such plugin.
+        """
+        return self._find(name).plugin is not None
+
     def read(self, name: str) -> Any:
         """Import a plugin's code anew, for `enable` and `reload`; in a worker thread, for it may take its time.
 
@@ -249,9 +257,10 @@ class PluginHost:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
+            if row.plugin is not None:  # else what is registered under its name is of another plugin that has the name
+                self._registry.remove(candidate.name)
             row.plugin, row.error = None, struck_out(one_line(error))
             row.trace = struck_out("".join(traceback.format_exception(error)))
-            self._registry.remove(candidate.name)
             log.error("plugin %s (%s) failed to load: %s", candidate.name, candidate.source, row.error)
             return
         row.plugin, row.error, row.trace = plugin, None, None

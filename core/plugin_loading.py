@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from . import api_version
 from .clock import Clock
-from .errors import LatentwireError, PluginError, SettingsError
+from .errors import LatentwireError, PluginError, SettingsError, one_line
 from .hookspecs import PROJECT, HookSpecs
 from .plugin_registry import PluginRegistry
 from .secret_settings import hide, resolved
@@ -219,8 +219,13 @@ def _package(point: EntryPoint) -> str:
 
 def _settings_model(module: Any) -> type[BaseModel] | None:
     model = getattr(module, "Settings", None)
-    is_model = isinstance(model, type) and issubclass(model, BaseModel) and model is not HostSettings
-    return model if is_model else None
+    if not isinstance(model, type) or not issubclass(model, BaseModel) or model is HostSettings:
+        return None
+    try:
+        model.model_json_schema()
+    except Exception as error:  # later, it would break `describe` for everybody
+        raise SettingsError(f"its Settings have no JSON Schema: {one_line(error)}") from error
+    return model
 
 
 def _settings(model: type[BaseModel] | None, wanted: PluginSettings) -> BaseModel | None:

@@ -203,6 +203,8 @@ class PluginRegistry(Entries):
             raise PluginError(message, plugin=self.plugin) from error
 
     def _add(self, table: dict[str, Entry], name: str, entry: Entry) -> None:
+        if not isinstance(name, str) or not name:
+            raise PluginError(f"a name must be a text, got {name!r:.80}", plugin=self.plugin)
         if name in table:
             raise PluginError(f"plugin {self.plugin!r} registers {name!r} twice", plugin=self.plugin)
         table[name] = entry

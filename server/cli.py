@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from . import cli_plugins
 
 if TYPE_CHECKING:
     from ..client import Connection
@@ -25,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .serve import serve
 
         return serve(_settings_file(options), _overrides(options), options.reload)
+    if options.command == "new-plugin":
+        return cli_plugins.new_plugin(options)
+    if options.command == "plugins" and options.action == "check":
+        return cli_plugins.check(options)
     from ..client import ConnectionLost, RemoteError
 
     try:
@@ -53,10 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--reload", action="store_true", help="load plugins anew when their code changes")
     serve.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any other setting")
 
-    client = argparse.ArgumentParser(add_help=False)
-    client.add_argument("--url", default=os.environ.get("LATENTWIRE_URL", DEFAULT_URL), help="the host's socket")
-    client.add_argument("--token", default=os.environ.get("LATENTWIRE_TOKEN"), help="if the host asks for one")
-    client.add_argument("--key", default=os.environ.get("LATENTWIRE_KEY"), help="a secret of your own, for results")
+    client = _client_options(
+        url=os.environ.get("LATENTWIRE_URL", DEFAULT_URL),
+        token=os.environ.get("LATENTWIRE_TOKEN"),
+        key=os.environ.get("LATENTWIRE_KEY"),
+    )
 
     generate = commands.add_parser("generate", parents=[client], help="make a picture from a prompt")
     generate.add_argument("prompt")
@@ -73,13 +79,24 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int)
     generate.add_argument("--mode", choices=("exact", "reproducible", "fast"))
 
+    cli_plugins.add_new_plugin(commands.add_parser)
+    cli_plugins.add_plugins(commands.add_parser, client, _client_options())
     for name, text in (
-        ("plugins", "list the host's plugins"),
         ("models", "list the host's models"),
         ("describe", "print the host's commands, fields and events as JSON Schema"),
     ):
         commands.add_parser(name, parents=[client], help=text)
     return parser
+
+
+def _client_options(**defaults: str | None) -> argparse.ArgumentParser:
+    """The options of commands that talk to a host; one without a default is left out where it is not given."""
+    client = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    client.add_argument("--url", help="the host's socket")
+    client.add_argument("--token", help="if the host asks for one")
+    client.add_argument("--key", help="a secret of your own, for results")
+    client.set_defaults(**defaults)
+    return client
 
 
 def _settings_file(options: argparse.Namespace) -> Path | None:
@@ -102,9 +119,7 @@ async def _ask(options: argparse.Namespace) -> int:
         if options.command == "describe":
             print(json.dumps(await host.call("describe"), indent=2))
         elif options.command == "plugins":
-            for row in (await host.call("plugins.list"))["plugins"]:
-                note = row["error"] or ", ".join(row["hooks"])
-                print(f"{row['name']:<20} {row['state']:<10} {row['source']:<10} {note}")
+            await cli_plugins.ask(host, options)
         else:
             for row in (await host.call("models.list"))["models"]:
                 note = row.get("error") or f"{row['family']}, {row['size']}x{row['size']}, {row['dtype']}"

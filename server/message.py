@@ -6,6 +6,7 @@ from typing import Any
 
 from ..core.errors import InternalError, LatentwireError
 from ..core.events import Event, to_plain
+from ..core.secret_settings import struck_out
 from . import codec
 
 log = logging.getLogger(__name__)
@@ -78,9 +79,9 @@ def result_body(result: dict[str, Any]) -> Body:
 
 def error_body(error: LatentwireError) -> Body:
     """An error as a message's body."""
-    values = {"event": "error", "code": error.code, "message": error.message, "details": error.details, **error.about}
+    said = struck_out({"message": error.message, "details": error.details})  # a plugin's own error may quote anything
     try:
-        return Body(values)
+        return Body({"event": "error", "code": error.code, **said, **error.about})
     except Exception as problem:  # a plugin's own error, with something odd in its details
         return error_body(unsendable("error", problem))
 

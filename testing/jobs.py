@@ -114,4 +114,5 @@ def call(host: "Host", command: str, params: Any = None, client: str = "test", e
     Raises:
         LatentwireError: it failed.
     """
-    return asyncio.run(host.dispatch(command, {} if params is None else params, client, emit or Events()))
+    hear = Events() if emit is None else emit  # one that has heard nothing yet is false
+    return asyncio.run(host.dispatch(command, {} if params is None else params, client, hear))

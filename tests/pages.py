@@ -10,7 +10,12 @@ from pydantic_core import PydanticUndefined
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
-PLUGIN_PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "plugins").glob("*.md")}
+_BUILT_IN = {file.parent.name for file in (ROOT / "plugins").glob("*/__init__.py")}
+_BELOW_PLUGINS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "plugins").glob("*.md")}
+PLUGIN_PAGES = {name: page for name, page in _BELOW_PLUGINS.items() if name in _BUILT_IN}
+GUIDES = {name: page for name, page in _BELOW_PLUGINS.items() if name not in _BUILT_IN}
+"""For authors of plugins."""
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 # room -> rooms that it may import from; "" is the package's public names
 ALLOWED = {
     "core": {"core"},
-    "server": {"server", "core", "client", ""},
+    "authoring": {"authoring", "core", ""},
+    "server": {"server", "authoring", "core", "client", ""},
     "client": {"client", "core.events", "server.codec"},
     "plugins": {""},
     "testing": {"testing", "server", "client", "core", ""},
@@ -53,6 +54,12 @@ def test_a_room_imports_only_from_the_rooms_below_it(room: str) -> None:
             assert fits, f"{file.relative_to(ROOT)} imports {name or 'latentwire'}"
 
 
+@pytest.mark.parametrize("plugin", [folder.parent.name for folder in (ROOT / "plugins").glob("*/__init__.py")])
+def test_a_built_in_plugin_is_tested_with_what_other_authors_have(plugin: str) -> None:
+    (tests,) = (ROOT / "tests").glob(f"test_{plugin}.py")
+    assert "testing" in imports_of(tests)
+
+
 def test_every_public_name_exists() -> None:
     assert sorted(latentwire.__all__) == sorted(latentwire._HOME)
     for name in latentwire.__all__:
@@ -83,6 +90,7 @@ def test_the_wheel_holds_the_code_the_model_and_the_docs(tmp_path: Path) -> None
         "latentwire/models/emoji/unet/diffusion_pytorch_model.safetensors",
         "latentwire/docs/protocol.md",
         "latentwire/docs/plugins/lora.md",
+        "latentwire/authoring/template/src/$plugin/__init__.py.tmpl",
         "latentwire/models/layouts/sdxl/unet/config.json",
         "latentwire/models/tokenizers/clip/merges.txt",
         "latentwire/py.typed",

@@ -128,12 +128,59 @@ def test_count_writes_several(server: Serving, tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a-0.png", "a-1.png"]
 
 
-def test_the_lists(server: Serving) -> None:
-    models, plugins = server.ask("models"), server.ask("plugins")
-    assert (models.returncode, plugins.returncode) == (0, 0)
+def test_the_list_of_models(server: Serving) -> None:
+    models = server.ask("models")
+    assert models.returncode == 0
     assert re.search(r"^emoji +StableDiffusionPipeline, 128x128, float32 \(default\)$", models.stdout, re.MULTILINE)
-    assert re.search(r"^tint +failed +file +ValueError: no tint today$", plugins.stdout, re.MULTILINE)
-    assert re.search(r"^clip_skip +loaded +built-in +modify_call, register$", plugins.stdout, re.MULTILINE)
+
+
+def test_the_list_of_plugins_with_versions_and_the_time_of_hooks(server: Serving, tmp_path: Path) -> None:
+    server.ask("generate", "red apple", "-o", str(tmp_path / "a.png"), *SMALL)
+    for arguments in ([], ["list"]):
+        listed = server.ask("plugins", *arguments)
+        assert listed.returncode == 0
+        assert re.search(r"^tint +- +failed +file +ValueError: no tint today$", listed.stdout, re.MULTILINE)
+        clip_skip = r"^clip_skip +\d\S+ +loaded +built-in +modify_call \(\d+x \d+\.\d\d ms\), register$"
+        assert re.search(clip_skip, listed.stdout, re.MULTILINE), listed.stdout
+
+
+def test_plugins_are_switched_and_loaded_anew(server: Serving, tmp_path: Path) -> None:
+    try:
+        done = server.ask("plugins", "disable", "clip_skip")
+        assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+        assert re.match(r"clip_skip +\S+ +disabled +built-in +disabled by an operator$", done.stdout)
+        assert re.search(r"^clip_skip +\S+ +disabled", server.ask("plugins").stdout, re.MULTILINE)
+    finally:
+        done = server.ask("plugins", "enable", "clip_skip")
+    assert re.match(r"clip_skip +\S+ +loaded", done.stdout)
+    assert re.match(r"clip_skip +\S+ +loaded", server.ask("plugins", "reload", "clip_skip").stdout)
+    done = server.ask("plugins", "reload", "clip_skop")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "clip_skip" in done.stderr
+
+
+def test_where_the_host_is_may_be_said_before_the_action_and_after(server: Serving) -> None:
+    for arguments in (["--url", server.url, "list"], ["list", "--url", server.url]):
+        done = latentwire("plugins", *arguments, LATENTWIRE_URL="ws://127.0.0.1:1/ws")
+        assert done.returncode == 0, done.stderr
+
+
+def test_check_says_what_is_wrong_by_its_exit_status(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from latentwire import hookimpl\n\n@hookimpl\ndef modify_cal(context): ...\n")
+    done = latentwire("plugins", "check", "mine.py", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[-1] == "mine.py:4: 'modify_cal' is no hook; did you mean 'modify_call'?"
+    (tmp_path / "mine.py").write_text("from latentwire import hookimpl\n\n@hookimpl\ndef modify_call(context): ...\n")
+    done = latentwire("plugins", "check", "mine.py", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "ok: mine (modify_call)"
+    assert done.stdout.startswith("mine.py:1: hint: ")
+    done = latentwire("plugins", "check", "none.py", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"latentwire: {tmp_path}/none.py is not there; wanted a Python file, a module's folder with an __init__.py, "
+        "or a folder with a pyproject.toml\n"
+    )
 
 
 def test_describe_prints_json(server: Serving) -> None:
@@ -241,6 +288,6 @@ def test_help_and_version_import_nothing_heavy() -> None:
         "heavy = {'torch', 'diffusers', 'transformers', 'pydantic', 'numpy', 'starlette', 'websockets', 'msgpack'}\n"
         "print(status, sorted(heavy & set(sys.modules)))\n"
     )
-    for arguments in (["--help"], ["--version"], ["generate", "--help"], ["serve", "--help"]):
+    for arguments in (["--help"], ["--version"], ["generate", "--help"], ["serve", "--help"], ["plugins", "--help"]):
         done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == "0 []", done.stderr

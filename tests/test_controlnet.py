@@ -33,16 +33,15 @@ from PIL import ImageChops, ImageDraw, ImageOps
 from pydantic import BaseModel
 from safetensors.torch import save_file
 
-from latentwire import Host, InvalidParams, LatentwireError, PluginError
+from latentwire import Host, InvalidParams, LatentwireError, PluginError, testing
 from latentwire.core.build import PipelineBuild
 from latentwire.core.describe import error_codes
 from latentwire.core.errors import InUse, ModelLoadError, NotLoaded, UnknownImage
-from latentwire.core.events import Event, Image, to_plain
+from latentwire.core.events import Event, to_plain
 from latentwire.core.model_store import LOADING
 from latentwire.core.run import Run
 from latentwire.core.settings import EMBEDDED_MODEL
 from latentwire.plugins.controlnet import (
-    ControlImage,
     LoadParams,
     Preprocessing,
     PreprocessParams,
@@ -50,16 +49,18 @@ from latentwire.plugins.controlnet import (
     Use,
 )
 from latentwire.plugins.controlnet.preprocessors import PREPROCESSORS
+from latentwire.testing import Events, Generated, call, running_host, serving
 from latentwire.training.controlnet import NAME, make_control_lora
 from latentwire.training.finished import load_controlnets
 from latentwire.training.measures import overlap, saturation, silhouette_of
 
-from .conftest import Served, running_host, serving, wait_for
+from .conftest import Served, wait_for
 from .pages import PLUGIN_PAGES, blocks, json_default, section, table
 from .small_models import original_names
 from .test_docs_protocol import assert_same_shape
 from .wire import in_loop, wire
 
+PLUGINS = ("img2img", "controlnet", "lora")
 MODELS = EMBEDDED_MODEL.parent
 FOLDER = "controlnets/emoji-outline"
 CONTROL_LORA = "control-loras/emoji-outline.safetensors"
@@ -99,7 +100,8 @@ def use(name: str = "outline", image: bytes | str = OUTLINE, **more: Any) -> dic
 
 
 def ask(host: Host, command: str, **params: Any) -> dict[str, Any]:
-    return asyncio.run(host.dispatch(command, params, "test", lambda _: None))
+    result: dict[str, Any] = call(host, command, params)
+    return result
 
 
 def refused(host: Host, kind: type[LatentwireError], command: str, **params: Any) -> LatentwireError:
@@ -109,24 +111,19 @@ def refused(host: Host, kind: type[LatentwireError], command: str, **params: Any
     return caught.value
 
 
-def generate(host: Host, **params: Any) -> list[Event]:
+def generate(host: Host, **params: Any) -> Events:
     """The events of one job."""
-    events: list[Event] = []
-    asyncio.run(host.dispatch("generate", params, "test", events.append))
-    return events
+    return testing.generate(host, **SMALL | params).events
 
 
-def result_of(events: list[Event]) -> Any:
+def result_of(events: Events) -> Any:
     """The one picture of a job: its latents, or its pixels."""
-    (image,) = (event for event in events if isinstance(event, Image))
-    if image.latents is not None:
-        return torch.from_numpy(np.frombuffer(image.latents.data, np.float32).reshape(image.latents.shape).copy())
-    assert image.image is not None
-    return np.asarray(PILImage.open(io.BytesIO(image.image.data)).convert("RGB"))
+    done = Generated({}, events)
+    return np.asarray(done.picture.convert("RGB")) if done.files else torch.from_numpy(done.latents.copy())
 
 
 def draw(host: Host, **params: Any) -> Any:
-    return result_of(generate(host, **SMALL | params))
+    return result_of(generate(host, **params))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -136,7 +133,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def draw_together(host: Host, requests: list[dict[str, Any]]) -> list[Any]:
     """The pictures of jobs that all stand before the engine when it begins the first of them."""
-    all_events: list[list[Event]] = [[] for _ in requests]
+    all_events = [Events() for _ in requests]
 
     async def run() -> None:
         held, begin = threading.Event(), threading.Event()
@@ -148,7 +145,7 @@ def draw_together(host: Host, requests: list[dict[str, Any]]) -> list[Any]:
         host.engine.submit(Run("fast", hold, lambda *_: None))
         held.wait()
         jobs = [
-            asyncio.create_task(host.dispatch("generate", SMALL | request, "test", events.append))
+            asyncio.create_task(host.dispatch("generate", SMALL | request, "test", events))
             for request, events in zip(requests, all_events, strict=True)
         ]
         await until(
@@ -193,7 +190,7 @@ def leases_of(host: Host) -> set[int]:
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Host]:
     """A host with a ControlNet and a ControlLoRA, for tests that leave it as it is."""
-    with running_host(engine={"device": "cpu", "reproducible_rows": 4}) as host:
+    with running_host(*PLUGINS, engine={"device": "cpu", "reproducible_rows": 4}) as host:
         ask(host, "controlnet.load", path=FOLDER, name="outline")
         ask(host, "controlnet.load", lora_weights_path=CONTROL_LORA, name="lora")
         yield host
@@ -203,7 +200,7 @@ def loaded() -> Iterator[Host]:
 def rooted(tmp_path: Path) -> Iterator[Host]:
     """A host whose clients may name what lies in tmp_path/root."""
     (tmp_path / "root").mkdir()
-    with running_host(files={"roots": [tmp_path / "root"]}) as host:
+    with running_host(*PLUGINS, files={"roots": [tmp_path / "root"]}) as host:
         yield host
 
 
@@ -569,7 +566,7 @@ def test_a_model_that_has_no_controlnets_is_refused(tmp_path: Path) -> None:
     (folder / "unet").rename(folder / "transformer")
     denoiser = ["diffusers", "UNet2DConditionModel"]
     edit(folder / "model_index.json", _class_name="StableDiffusion3Pipeline", unet=[None, None], transformer=denoiser)
-    with running_host(models={"sd3": {"path": folder}}) as host:
+    with running_host(*PLUGINS, models={"sd3": {"path": folder}}) as host:
         error = refused(host, ModelLoadError, "controlnet.load", path=FOLDER, model="sd3")
         assert "StableDiffusion3Pipeline, for which this host has no ControlNets" in error.message
 
@@ -655,7 +652,7 @@ def test_a_control_image_without_a_loaded_controlnet_is_refused(host: Host) -> N
 
 
 def test_a_control_image_of_too_many_pixels_is_refused() -> None:
-    with running_host(limits={"input_pixels": 64 * 64}) as host:
+    with running_host(*PLUGINS, limits={"input_pixels": 64 * 64}) as host:
         ask(host, "controlnet.load", path=FOLDER, name="outline")
         large = png(outline((65, 64)))
         error = refused(host, InvalidParams, "generate", **SMALL, controlnet=[use(image=large)])
@@ -771,7 +768,7 @@ def test_mode_exact_gives_the_very_latents_of_plain_diffusers(
 def test_the_hint_is_embedded_once_a_picture_and_the_controlnet_runs_once_a_step(loaded: Host) -> None:
     net = controlnet_of(loaded)
     with rows_through(net.controlnet_cond_embedding.conv_in) as hints, rows_through(net.conv_in) as forwards:
-        generate(loaded, **SMALL | {"num_images": 2, "controlnet": [use()]})
+        generate(loaded, num_images=2, controlnet=[use()])
     assert hints == [2, 2]  # one for each half of the guidance
     assert forwards == [2] * 2 * STEPS
 
@@ -901,7 +898,7 @@ def heavy(host: Host) -> set[str]:
 
 def test_what_had_to_make_room_comes_back_when_it_is_used(loaded: Host) -> None:
     uses = [use(), use("lora")]
-    with running_host(engine={"device": "cpu", "memory_mib": 1}) as host:
+    with running_host(*PLUGINS, engine={"device": "cpu", "memory_mib": 1}) as host:
         ask(host, "controlnet.load", path=FOLDER, name="outline")
         ask(host, "controlnet.load", lora_weights_path=CONTROL_LORA, name="lora")
         assert heavy(host) == set()  # the base, which a ControlLoRA holds, went with it
@@ -911,7 +908,7 @@ def test_what_had_to_make_room_comes_back_when_it_is_used(loaded: Host) -> None:
 
 
 def test_a_control_lora_of_a_base_that_moves_about_has_its_own_weights(loaded: Host) -> None:
-    with running_host(models={"emoji": {"path": EMBEDDED_MODEL, "cpu_offload": True}}) as host:
+    with running_host(*PLUGINS, models={"emoji": {"path": EMBEDDED_MODEL, "cpu_offload": True}}) as host:
         ask(host, "controlnet.load", lora_weights_path=CONTROL_LORA, name="lora")
         base = {parameter.data_ptr() for parameter in unet_of(host).parameters()}
         assert not base & {parameter.data_ptr() for parameter in controlnet_of(host, "lora").parameters()}
@@ -926,7 +923,7 @@ def test_a_control_lora_in_stability_ais_keys_is_read_and_leaves_the_base_alone(
     shutil.copytree(EMBEDDED_MODEL, folder, ignore=shutil.ignore_patterns("unet"))
     unet.save_pretrained(folder / "unet")
     wanted = stability_control_lora(unet, tmp_path / "control.safetensors")
-    with running_host(models={"emoji": {"path": folder}}, files={"roots": [tmp_path]}) as host:
+    with running_host(*PLUGINS, models={"emoji": {"path": folder}}, files={"roots": [tmp_path]}) as host:
         before = {name: tensor.clone() for name, tensor in unet_of(host).state_dict().items()}
         without = draw(host)
         row = ask(host, "controlnet.load", lora_weights_path="control.safetensors", name="lora")
@@ -958,7 +955,7 @@ def test_a_control_image_may_be_bytes_an_uploaded_picture_or_one_that_was_made(l
     wanted = draw(loaded, controlnet=[use()])
     uploaded = ask(loaded, "images.put", data=OUTLINE)["image_id"]
     assert torch.equal(draw(loaded, controlnet=[use(image=uploaded)]), wanted)
-    made = next(event for event in generate(loaded, **SMALL | {"output_type": "png"}) if isinstance(event, Image))
+    (made,) = generate(loaded, output_type="png").named("image")
     assert made.image is not None
     assert made.image_id is not None
     by_id, by_bytes = (draw(loaded, controlnet=[use(image=image)]) for image in (made.image_id, made.image.data))
@@ -1015,14 +1012,14 @@ def with_painter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """A host with a plugin that brings a preprocessor, and a ControlNet."""
     file = tmp_path_factory.mktemp("plugins") / "painter.py"
     file.write_text(PAINTER)
-    with running_host(plugins=[{"name": "painter", "path": file}]) as host:
+    with running_host(*PLUGINS, file) as host:
         ask(host, "controlnet.load", path=FOLDER, name="outline")
         yield host
 
 
-def shown(events: list[Event]) -> list[Any]:
+def shown(events: Events) -> list[Any]:
     """The control images that a job sent back."""
-    pictures = [event.image for event in events if isinstance(event, ControlImage)]
+    pictures = [event.image for event in events.named("control_image")]
     return [PILImage.open(io.BytesIO(picture.data)) for picture in pictures]
 
 
@@ -1043,7 +1040,7 @@ def test_a_control_image_is_brought_to_the_pictures_size(with_painter: Host, res
     preprocess: dict[str, Any] = {"preprocess": {"name": "framed", "show": True}} | (
         {} if resize is None else {"resize": resize}
     )
-    (got,) = shown(generate(with_painter, **SMALL, controlnet=[use(image=png(wide), **preprocess)]))
+    (got,) = shown(generate(with_painter, controlnet=[use(image=png(wide), **preprocess)]))
     blue = ImageChops.difference(got, wanted[resize or "fill"])
     is_lime = np.asarray(got)[..., 1] > 128
     assert is_lime.any() == (resize in ("fit", "stretch"))
@@ -1083,11 +1080,11 @@ def test_show_sends_each_control_image_once_a_job(loaded: Host) -> None:
         use(preprocess={"name": "invert"}),
         use(preprocess={"name": "invert", "show": True}),
     ]
-    events = generate(loaded, **SMALL | {"num_images": 3}, controlnet=uses)
-    found = [event for event in events if isinstance(event, ControlImage)]
+    events = generate(loaded, num_images=3, controlnet=uses)
+    found = events.named("control_image")
     assert [(event.place, event.controlnet) for event in found] == [(1, "outline"), (3, "outline")]
     assert ImageChops.difference(shown(events)[1], ImageOps.invert(outline())).getbbox() is None
-    names = [event.name for event in events]
+    names = events.names
     assert names.index("control_image") < names.index("started")
 
 
@@ -1132,7 +1129,7 @@ ROUND_THINGS = ["red apple on a white", "tangerine on a blue", "basketball on a 
 @pytest.fixture(scope="module")
 def wired() -> Iterator[Served]:
     """A server with a ControlNet, a ControlLoRA and a LoRA, all loaded over its socket."""
-    with serving() as served:
+    with serving(*PLUGINS) as served:
 
         async def load() -> None:
             async with wire(served.url) as client:
@@ -1290,9 +1287,9 @@ def test_the_commands_on_the_page_run_in_order_and_give_what_it_says(host: Host)
     ids: dict[str, str] = {}
     picture = png(outline((128, 128)))
     for message in (message for message in MESSAGES if "command" in message):
-        events: list[Event] = []
+        events = Events()
         params = real(message["params"], picture, ids)
-        result = asyncio.run(host.dispatch(message["command"], params, "test", events.append))
+        result = call(host, message["command"], params, emit=events)
         answers = [other for other in MESSAGES if other["id"] == message["id"] and "event" in other]
         for answer in answers:
             if answer["event"] == "result":

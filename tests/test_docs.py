@@ -6,22 +6,32 @@ import shlex
 import tomllib
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image as PILImage
 
 import latentwire
-from latentwire import LatentwireError, PluginError, load_settings
-from latentwire.core import hookspecs, plugin_loading
+from latentwire import LatentwireError, PluginError, PluginRegistry, load_settings, testing
 from latentwire.core.build import PipelineBuild, PipelineCall
 from latentwire.core.command_context import CommandContext
-from latentwire.core.plugin_registry import PluginRegistry
+from latentwire.core.registry import CORE
 from latentwire.core.settings import Settings
 from latentwire.server import cli
 
 from .conftest import Served, running_host
-from .pages import PAGES, README, ROOT, blocks, defaults_of, json_default, models_in, section, subheadings, table
+from .pages import (
+    GUIDES,
+    PAGES,
+    README,
+    ROOT,
+    blocks,
+    defaults_of,
+    json_default,
+    models_in,
+    section,
+    subheadings,
+    table,
+)
 
 ALL_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "training/README.md", "models/emoji/README.md")]
 ALL_PAGES += sorted((ROOT / "docs").rglob("*.md"))
@@ -51,45 +61,19 @@ def test_toml_examples_are_valid_settings(page: Path, tmp_path: Path) -> None:
         load_settings(file)
 
 
-# Plugins.
-
-CONTEXTS = {
-    "modify_build": hookspecs.BuildContext,
-    "modify_call": hookspecs.CallContext,
-    "step_finished": hookspecs.StepContext,
-    "image_finished": hookspecs.ImageContext,
-    "image_encoded": hookspecs.EncodedContext,
-    "update_job": hookspecs.UpdateContext,
-    "client_left": hookspecs.ClientContext,
-}
-
-
-def test_the_hooks_documented_are_those_of_the_host() -> None:
-    assert subheadings(section(PAGES["plugins"], "Hooks")) == plugin_loading.hook_names() == ["register", *CONTEXTS]
-
-
-@pytest.mark.parametrize("hook", CONTEXTS)
-def test_each_hook_is_documented_with_its_fields_and_thread(hook: str) -> None:
-    text = section(PAGES["plugins"], f"`{hook}`")
-    context = CONTEXTS[hook]
-    names = [field.name for field in fields(context) if not field.name.startswith("_")]
-    names += [name for name, value in vars(context).items() if isinstance(value, property)]
-    assert list(table(text)) == names
-    thread = re.search(r"\((\w+) thread\b", getattr(hookspecs.HookSpecs, hook).__doc__)
-    assert thread
-    assert f"Thread: {thread[1]}." in text
+# Plugins; tests/test_hook_contract.py has the hooks.
 
 
 def test_build_and_call_are_documented_with_their_fields() -> None:
     for hook, kind in (("modify_build", PipelineBuild), ("modify_call", PipelineCall)):
         for field in fields(kind):
-            assert f"`{field.name}`" in section(PAGES["plugins"], f"`{hook}`")
+            assert f"`{field.name}`" in section(GUIDES["hooks"], f"`{hook}`")
 
 
 def test_what_a_plugin_can_register_is_documented() -> None:
     methods = [name for name in vars(PluginRegistry) if name.startswith("add_")]
-    assert sorted(subheadings(section(PAGES["plugins"], "Registering"))) == sorted(methods)
-    documented = table(section(PAGES["plugins"], "`add_command`"))
+    assert sorted(subheadings(section(GUIDES["registering"], "Methods"))) == sorted(methods)
+    documented = table(section(GUIDES["registering"], "`add_command`"))
     assert list(documented) == [field.name for field in fields(CommandContext)]
 
 
@@ -99,23 +83,23 @@ def test_the_public_names_are_documented() -> None:
 
 
 PLUGIN_EXAMPLES = [
-    block for page in (README, PAGES["plugins"]) for block in blocks(page, "python") if "@hookimpl" in block
+    block
+    for page in (README, PAGES["plugins"], *GUIDES.values())
+    for block in blocks(page, "python")
+    if "@hookimpl" in block
 ]
 
 
-def test_plugin_examples_load_and_do_no_harm(tmp_path: Path) -> None:
-    plugins = []
-    for number, source in enumerate(PLUGIN_EXAMPLES):
-        plugins.append({"name": f"example{number}", "path": tmp_path / f"example{number}.py"})
-        (tmp_path / f"example{number}.py").write_text(source, encoding="utf-8")
-    with running_host(plugins=plugins) as host:
-        assert {report.error for report in host.plugins.reports} == {None}
-        owners = host.registry.owners.items()
-        brought = [name for (kind, name), owner in owners if kind == "scheduler" and owner.startswith("example")]
-        assert brought
-        for scheduler in (None, *brought):
-            params = {"prompt": "red apple", "num_inference_steps": 2, "scheduler": scheduler}
-            assert asyncio.run(host.dispatch("generate", params, "test", lambda _: None))["images"] == 1
+def test_plugin_examples_load_and_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # one of them writes pictures
+    files = [tmp_path / f"example{number}.py" for number in range(len(PLUGIN_EXAMPLES))]
+    for file, source in zip(files, PLUGIN_EXAMPLES, strict=True):
+        file.write_text(source, encoding="utf-8")
+    with testing.running_host(*files) as host:  # all of them at once, and none has failed
+        owned = [name for (kind, name), owner in host.registry.owners.items() if kind == "scheduler" and owner != CORE]
+        assert owned
+        for scheduler in (None, *owned):
+            assert testing.generate(host, scheduler=scheduler).picture
 
 
 def test_a_command_that_fails_ends_as_documented(tmp_path: Path) -> None:
@@ -153,14 +137,6 @@ class Plugin:
         assert {report.error for report in host.plugins.reports} == {None}
 
 
-def test_the_way_to_test_a_plugin_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = (block for block in blocks(PAGES["plugins"], "python") if "@hookimpl" not in block)
-    monkeypatch.chdir(ROOT)
-    names: dict[str, Any] = {}
-    exec(block, names)
-    assert [event.name for event in names["events"]][-1] == "image"
-
-
 # Code for clients, the command line, and links.
 
 CLIENT_EXAMPLES = [
@@ -180,10 +156,10 @@ def test_client_examples_run(
             assert image.size == (128, 128)
 
 
-def test_every_python_example_is_run_by_one_of_these_tests() -> None:
-    every = [block for page in (README, *PAGES.values()) for block in blocks(page, "python")]
-    rest = [block for block in every if block not in (*PLUGIN_EXAMPLES, *CLIENT_EXAMPLES)]
-    assert len(rest) == 1  # the one of `test_the_way_to_test_a_plugin_works`
+def test_every_python_example_is_run_by_a_test() -> None:
+    for page in (README, *PAGES.values(), *GUIDES.values()):
+        for block in blocks(page, "python"):
+            assert block in (*PLUGIN_EXAMPLES, *CLIENT_EXAMPLES) or "def test_" in block  # tests/test_testing.py
 
 
 SHELL = [line for page in (README, PAGES["quickstart"]) for block in blocks(page, "sh") for line in block.splitlines()]

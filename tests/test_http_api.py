@@ -20,12 +20,14 @@ from latentwire import LatentwireError
 from latentwire.core import errors as core_errors
 from latentwire.core.jobs import Job
 from latentwire.plugins.http_api import errors
+from latentwire.testing import Served, plugin, serving
 
-from .conftest import Served, serving, wait_for
+from .conftest import wait_for
 from .pages import ROOT, blocks, section, subheadings, table
 
 PAGE = (ROOT / "docs" / "plugins" / "http_api.md").read_text(encoding="utf-8")
 SMALL = {"prompt": "red apple", "width": "64", "height": "64", "num_inference_steps": "2", "seed": "7"}
+PLUGINS = ("controlnet", "lora", "stats", "http_api")
 CONTROLNET = "controlnets/emoji-outline"
 LORA = "loras/emoji-pixel-art"
 
@@ -44,7 +46,7 @@ def http(served: Served) -> Iterator[httpx2.Client]:
 @pytest.fixture
 def own() -> Iterator[tuple[Served, httpx2.Client]]:
     """A host that a test may load things into."""
-    with serving() as served, client_of(served) as client:
+    with serving(*PLUGINS) as served, client_of(served) as client:
         yield served, client
 
 
@@ -275,8 +277,7 @@ def test_a_body_of_another_kind_or_a_broken_one_is_refused(http: httpx2.Client) 
 def test_a_body_that_is_too_large_is_refused(announced: bool) -> None:
     form = b"prompt=red+apple&negative_prompt=" + b"x" * (1 << 20)
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
-    plugin = {"name": "http_api", "settings": {"max_upload_mib": 1}}
-    with serving(plugins=[plugin]) as served, client_of(served, headers=kind) as http:
+    with serving(plugin("http_api", max_upload_mib=1)) as served, client_of(served, headers=kind) as http:
         answer = http.post("/generate-image/", content=form if announced else iter([form[:100], form[100:]]))
         assert "1048576 bytes" in refused(answer, 413, "message_too_large")
 
@@ -289,7 +290,7 @@ def test_another_method_or_path_is_refused(http: httpx2.Client) -> None:
 
 
 def test_too_many_jobs() -> None:
-    with serving(limits={"jobs": 1}) as served, client_of(served) as http, begin(served, steps=1000):
+    with serving("http_api", limits={"jobs": 1}) as served, client_of(served) as http, begin(served, steps=1000):
         wait_for(lambda: bool(served.host.jobs.all()), "the job to begin")
         refused(http.post("/generate-image/", data=SMALL), 429, "too_many_jobs")
 
@@ -318,7 +319,7 @@ def test_every_error_code_has_its_status() -> None:
 
 def test_a_token_is_asked_for() -> None:
     token = "a long secret text"
-    with serving(server={"token": token}) as served, client_of(served) as http:
+    with serving("http_api", server={"token": token}) as served, client_of(served) as http:
         for path in ("/pipeline-state/", "/docs", "/openapi.json", "/swagger-ui/swagger-ui.css"):
             assert http.get(path).status_code == 401
             assert http.get(path, headers={"Authorization": f"Bearer {token}"}).status_code == 200
@@ -326,7 +327,8 @@ def test_a_token_is_asked_for() -> None:
 
 def test_a_page_of_an_allowed_origin_can_read_the_seed() -> None:
     page = "https://pictures.example"
-    with serving(server={"allowed_origins": [page]}) as served, client_of(served, headers={"Origin": page}) as http:
+    allowed = {"allowed_origins": [page]}
+    with serving("http_api", server=allowed) as served, client_of(served, headers={"Origin": page}) as http:
         asks = {"Access-Control-Request-Method": "DELETE"}
         assert http.options("/unload-controlnet/", headers=asks).headers["access-control-allow-origin"] == page
         answer = http.post("/generate-image/", data=SMALL)
@@ -338,7 +340,7 @@ def test_a_page_of_an_allowed_origin_can_read_the_seed() -> None:
 
 
 def test_they_go_with_the_plugin() -> None:
-    with serving(plugins=[{"name": "http_api", "enabled": False}]) as served, client_of(served) as http:
+    with serving() as served, client_of(served) as http:
         assert http.get("/pipeline-state/").status_code == 404
         assert http.get("/docs", follow_redirects=True).status_code == 404
         assert http.get("/docs/protocol").status_code == 200

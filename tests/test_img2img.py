@@ -13,14 +13,14 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipe
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageOps
 
-from latentwire import Host, InvalidParams, LatentwireError
+from latentwire import Host, InvalidParams, LatentwireError, testing
 from latentwire.core.describe import error_codes
 from latentwire.core.errors import UnknownImage
-from latentwire.core.events import Event, Image, Latents, Preview, Step
 from latentwire.core.settings import EMBEDDED_MODEL
 from latentwire.plugins.img2img import Img2Img
+from latentwire.testing import Events, Generated, assert_same_latents, assert_same_picture, call, running_host
 
-from .conftest import Served, running_host
+from .conftest import Served
 from .pages import PLUGIN_PAGES, blocks, json_default, section, table
 from .test_docs_protocol import assert_same_shape
 from .wire import in_loop, wire
@@ -61,33 +61,22 @@ MASK = file_of(right_half())
 
 
 def ask(host: Host, command: str, **params: Any) -> dict[str, Any]:
-    return asyncio.run(host.dispatch(command, params, "test", lambda _: None))
+    result: dict[str, Any] = call(host, command, params)
+    return result
 
 
-def generate(host: Host, **params: Any) -> list[Event]:
-    """The events of one job."""
-    events: list[Event] = []
-    asyncio.run(host.dispatch("generate", SMALL | params, "test", events.append))
-    return events
+def generate(host: Host, **params: Any) -> Generated:
+    return testing.generate(host, **SMALL | params)
 
 
 def latents_of(host: Host, **params: Any) -> torch.Tensor:
     """The final latents of a job of one picture."""
-    (image,) = (event for event in generate(host, output_type="latent", **params) if isinstance(event, Image))
-    assert image.latents is not None
-    return torch.from_numpy(np.frombuffer(image.latents.data, np.float32).reshape(image.latents.shape).copy())
-
-
-def image_of(events: list[Event]) -> Any:
-    """The PNG of a job of one picture, with its text chunks."""
-    (image,) = (event.image for event in events if isinstance(event, Image))
-    assert image is not None
-    return PILImage.open(io.BytesIO(image.data))
+    return torch.from_numpy(generate(host, output_type="latent", **params).latents.copy())
 
 
 def draw(host: Host, **params: Any) -> Any:
     """The picture of a job of one, `(h, w, 3)` in 0..255."""
-    return np.asarray(image_of(generate(host, **params)).convert("RGB")).astype(float)
+    return np.asarray(generate(host, **params).picture.convert("RGB")).astype(float)
 
 
 def refused(host: Host, kind: type[LatentwireError], **params: Any) -> LatentwireError:
@@ -100,7 +89,7 @@ def refused(host: Host, kind: type[LatentwireError], **params: Any) -> Latentwir
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Host]:
     """A host with a ControlNet and a LoRA."""
-    with running_host() as host:
+    with running_host("img2img", "controlnet", "lora") as host:
         ask(host, "controlnet.load", path="controlnets/emoji-outline", name="outline")
         ask(host, "lora.load", path="loras/emoji-pencil", name="pencil")
         yield host
@@ -149,11 +138,9 @@ def test_mode_exact_gives_the_very_latents_and_timesteps_of_plain_diffusers(
 ) -> None:
     wanted, timesteps = as_plain(loaded, plain, scheduler, strength, mask)
     given = {"image": PICTURE, "strength": strength} | ({} if mask is None else {"mask": MASK})
-    events = generate(loaded, scheduler=scheduler, img2img=given, output_type="latent")
-    got = next(event.latents for event in events if isinstance(event, Image))
-    assert got is not None
-    assert np.array_equal(np.frombuffer(got.data, np.float32).reshape(got.shape), wanted.numpy())
-    steps = [event for event in events if isinstance(event, Step)]
+    got = generate(loaded, scheduler=scheduler, img2img=given, output_type="latent")
+    assert_same_latents(got.latents, wanted)
+    steps = got.events.named("step")
     assert [event.timestep for event in steps] == timesteps
     assert [event.step for event in steps] == [*range(1, len(timesteps) + 1)]
     assert {event.steps for event in steps} == {len(timesteps)}
@@ -165,18 +152,19 @@ def test_mode_exact_gives_the_very_latents_and_timesteps_of_plain_diffusers(
 @pytest.mark.parametrize(("strength", "made"), [(1.0, 10), (0.7, 7), (0.75, 7), (0.1, 1)])
 def test_only_the_steps_that_are_made_are_counted(loaded: Host, strength: float, made: int) -> None:
     stream = {"latents": {}, "previews": {"format": "png"}}
-    events = generate(loaded, num_inference_steps=10, img2img={"image": PICTURE, "strength": strength}, stream=stream)
-    steps = [event for event in events if isinstance(event, Step)]
+    given = {"image": PICTURE, "strength": strength}
+    events = generate(loaded, num_inference_steps=10, img2img=given, stream=stream).events
+    steps = events.named("step")
     assert [(event.step, event.steps) for event in steps] == [(step, made) for step in range(1, made + 1)]
-    assert [event.step for event in events if isinstance(event, Latents)] == [event.step for event in steps]
-    everything = [event.timestep for event in generate(loaded, num_inference_steps=10) if isinstance(event, Step)]
+    assert [event.step for event in events.named("latents")] == [event.step for event in steps]
+    everything = [event.timestep for event in generate(loaded, num_inference_steps=10).events.named("step")]
     assert [event.timestep for event in steps] == everything[-made:]
 
 
 def test_a_strength_that_is_left_out_is_the_documented_one(loaded: Host) -> None:
     steps = SMALL["num_inference_steps"]
     for given, made in (({"image": PICTURE}, int(0.8 * steps)), ({"image": PICTURE, "mask": MASK}, steps)):
-        assert sum(isinstance(event, Step) for event in generate(loaded, img2img=given)) == made
+        assert len(generate(loaded, img2img=given).events.named("step")) == made
 
 
 # What it means.
@@ -241,42 +229,35 @@ def test_the_picture_has_the_size_that_was_asked_for(loaded: Host) -> None:
 
 def test_several_pictures_of_one_job_start_from_the_same_one(loaded: Host) -> None:
     given = {"image": PICTURE, "strength": 0.5}
-    events = generate(loaded, num_images=2, output_type="latent", img2img=given)
-    two = {event.index: event.latents for event in events if isinstance(event, Image)}
-    for index in range(2):
-        got = two[index]
-        assert got is not None
-        alone = latents_of(loaded, seed=1 + index, img2img=given)
-        assert np.array_equal(np.frombuffer(got.data, np.float32), alone.numpy().ravel())
+    two = generate(loaded, num_images=2, output_type="latent", img2img=given).events.named("image")
+    assert len(two) == 2
+    for event in two:
+        alone = latents_of(loaded, seed=1 + event.index, img2img=given)
+        assert np.array_equal(np.frombuffer(event.latents.data, np.float32), alone.numpy().ravel())
 
 
 def test_fast_stays_within_rounding_and_reproducible_gives_the_same_bytes(loaded: Host) -> None:
     given = {"image": PICTURE, "strength": 0.5}
     exact = latents_of(loaded, img2img=given)
 
-    async def beside_others(mode: str) -> list[Event]:
+    async def beside_others(mode: str) -> Any:
         requests: list[dict[str, Any]] = [
             {"img2img": given},
             {"img2img": given | {"mask": MASK}, "seed": 2},
             {"seed": 3},
         ]
-        events: list[list[Event]] = [[] for _ in requests]
+        events = [Events() for _ in requests]
         jobs = [
-            loaded.dispatch("generate", SMALL | request | {"mode": mode}, "test", into.append)
+            loaded.dispatch("generate", SMALL | request | {"mode": mode}, "test", into)
             for request, into in zip(requests, events, strict=True)
         ]
-        await asyncio.gather(*jobs)
-        return events[0]
+        result, *_ = await asyncio.gather(*jobs)
+        return Generated(result, events[0]).picture
 
-    got, wanted = (
-        np.asarray(image_of(events), float)
-        for events in (asyncio.run(beside_others("fast")), generate(loaded, img2img=given))
-    )
-    assert np.abs(got - wanted).max() <= 1
-    first, again = (image_of(asyncio.run(beside_others("reproducible"))) for _ in range(2))
-    assert (
-        first.tobytes() == again.tobytes() == image_of(generate(loaded, mode="reproducible", img2img=given)).tobytes()
-    )
+    assert_same_picture(asyncio.run(beside_others("fast")), generate(loaded, img2img=given).picture, within=1)
+    alone = generate(loaded, mode="reproducible", img2img=given).picture
+    for _ in range(2):
+        assert_same_picture(asyncio.run(beside_others("reproducible")), alone)
     assert torch.equal(latents_of(loaded, img2img=given), exact)
 
 
@@ -299,11 +280,11 @@ def test_previews_show_the_picture_that_is_being_made(loaded: Host) -> None:
     given = {"image": file_of(painted((128, 128))), "mask": file_of(right_half((128, 128))), "strength": 0.6}
     stream = {"previews": {"format": "png", "size": 128}}
     size = {"width": 128, "height": 128, "num_inference_steps": 10}
-    events = generate(loaded, **size, img2img=given, stream=stream)
-    previews = [event for event in events if isinstance(event, Preview)]
+    done = generate(loaded, **size, img2img=given, stream=stream)
+    previews = done.events.named("preview")
     assert previews
     assert {event.steps for event in previews} == {6}
-    final = np.asarray(image_of(events).resize((32, 32)), float)
+    final = np.asarray(done.picture.resize((32, 32)), float)
     last = PILImage.open(io.BytesIO(previews[-1].image.data)).convert("RGB").resize((32, 32))
     assert np.abs(np.asarray(last, float) - final).mean() < 25
 
@@ -312,16 +293,14 @@ def test_previews_show_the_picture_that_is_being_made(loaded: Host) -> None:
 
 
 def test_the_request_in_the_png_names_its_pictures_and_makes_the_same_one_again(loaded: Host) -> None:
-    made = next(event for event in generate(loaded) if isinstance(event, Image))
+    (made,) = generate(loaded).events.named("image")
     given = {"image": made.image_id, "mask": MASK, "strength": 0.7}
-    first = image_of(generate(loaded, img2img=given))
+    first = generate(loaded, img2img=given).picture
     request = json.loads(first.info["latentwire"])
     assert request["img2img"]["image"] == made.image_id
     assert request["img2img"]["mask"] == ask(loaded, "images.put", data=MASK)["image_id"]
-    again: list[Event] = []
-    asyncio.run(loaded.dispatch("generate", request, "test", again.append))
-    assert image_of(again).tobytes() == first.tobytes()
-    with running_host() as other:  # which has not seen the pictures
+    assert_same_picture(testing.generate(loaded, **request).picture, first)
+    with running_host("img2img", "lora") as other:  # which has not seen the pictures
         error = refused(other, UnknownImage, **request)
         assert error.details[0]["path"] == ["img2img", "image"]
 
@@ -378,7 +357,7 @@ def test_an_unknown_image_id_is_refused(loaded: Host, field: str) -> None:
 
 
 def test_a_picture_of_too_many_pixels_is_refused() -> None:
-    with running_host(limits={"input_pixels": 64 * 64}) as host:
+    with running_host("img2img", limits={"input_pixels": 64 * 64}) as host:
         large = file_of(painted((65, 64)))
         for given, field in (({"image": large}, "image"), ({"image": PICTURE, "mask": large}, "mask")):
             assert refused(host, InvalidParams, img2img=given).details[0]["path"] == ["img2img", field]

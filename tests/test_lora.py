@@ -33,17 +33,19 @@ from latentwire import Adapter, Host
 from latentwire.core.build import PipelineBuild
 from latentwire.core.describe import error_codes
 from latentwire.core.errors import InUse, InvalidParams, JobCancelled, LatentwireError, ModelLoadError, NotLoaded
-from latentwire.core.events import Event, Image, Step
+from latentwire.core.events import Event, Step
 from latentwire.core.run import Run
 from latentwire.core.settings import EMBEDDED_MODEL
 from latentwire.plugins.lora import DefaultParams, LoadParams, UnloadParams, Use
+from latentwire.testing import Events, Generated, call, running_host
 from latentwire.training.measures import blockiness, saturation
 
 from . import small_models
-from .conftest import Served, running_host, wait_for
+from .conftest import Served, wait_for
 from .pages import PLUGIN_PAGES, blocks, json_default, section, table
 from .wire import in_loop, wire
 
+PLUGINS = ("controlnet", "lora")
 PIXELS, PENCIL = "loras/emoji-pixel-art", "loras/emoji-pencil"
 PICTURE: dict[str, Any] = {
     "prompt": "red apple on a blue background",
@@ -80,7 +82,7 @@ def spot(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(root: Path) -> Iterator[Host]:
-    with running_host(files={"roots": [root]}) as host:
+    with running_host(*PLUGINS, files={"roots": [root]}) as host:
         host.warm_up()
         yield host
 
@@ -112,16 +114,14 @@ def plain_pipeline() -> StableDiffusionPipeline:
 
 def do(host: Host, command: str, client: str = "me", **params: Any) -> dict[str, Any]:
     """The result of a command."""
-    return asyncio.run(host.dispatch(command, params, client, lambda _: None))
+    result: dict[str, Any] = call(host, command, params, client)
+    return result
 
 
 async def latents_of(host: Host, client: str = "me", **fields: Any) -> Any:
     """The final latents of one picture."""
-    events: list[Event] = []
-    await host.dispatch("generate", PICTURE | fields, client, events.append)
-    (latents,) = (event.latents for event in events if isinstance(event, Image))
-    assert latents is not None
-    return np.frombuffer(latents.data, latents.dtype).reshape(latents.shape)
+    events = Events()
+    return Generated(await host.dispatch("generate", PICTURE | fields, client, events), events).latents
 
 
 def draw(host: Host, client: str = "me", **fields: Any) -> Any:
@@ -723,7 +723,7 @@ def test_loras_of_sdxl_change_both_text_encoders(tmp_path: Path) -> None:
     asked = {name: PICTURE[name] for name in ("prompt", "width", "height", "num_inference_steps", "output_type")}
     wanted = pipeline(**asked, generator=torch.Generator().manual_seed(PICTURE["seed"])).images[0].detach().numpy()
     models = {"sdxl": {"path": folder}}
-    with running_host(models=models, defaults={"model": "sdxl"}, files={"roots": [tmp_path]}) as host:
+    with running_host(*PLUGINS, models=models, defaults={"model": "sdxl"}, files={"roots": [tmp_path]}) as host:
         do(host, "lora.load", path=file.name)
         (adapter,) = (value for value, *_ in host.store.shelf.contents().values() if isinstance(value, Adapter))
         asked |= {"scheduler": "euler", "guidance_scale": 5.0, "mode": "exact"}
@@ -946,11 +946,9 @@ def test_a_picture_made_with_a_default_says_so_in_its_metadata(host: Host) -> No
     do(host, "lora.load", path="loras/emoji-pencil", default="session", lora_scale=0.5)
 
     def png(client: str, **fields: Any) -> PILImage.Image:
-        events: list[Event] = []
-        asyncio.run(host.dispatch("generate", PICTURE | {"output_type": "png"} | fields, client, events.append))
-        (made,) = (event.image for event in events if isinstance(event, Image))
-        assert made is not None
-        return PILImage.open(io.BytesIO(made.data))
+        events = Events()
+        result = call(host, "generate", PICTURE | {"output_type": "png"} | fields, client, events)
+        return Generated(result, events).picture
 
     first = png("me")
     request = json.loads(first.info["latentwire"])
@@ -1014,7 +1012,7 @@ def test_jobs_go_on_while_loras_are_loaded() -> None:
         with pytest.raises(JobCancelled):
             await job
 
-    with running_host(models={twin: {"path": EMBEDDED_MODEL} for twin in twins}) as host:
+    with running_host(*PLUGINS, models={twin: {"path": EMBEDDED_MODEL} for twin in twins}) as host:
         asyncio.run(load_beside_a_job(host))
 
 
@@ -1069,7 +1067,7 @@ def test_the_same_name_may_be_loaded_again_while_the_old_one_is_leaving(host: Ho
 
 
 def test_a_lora_belongs_to_the_model_that_it_was_loaded_for() -> None:
-    with running_host(models={"twin": {"path": EMBEDDED_MODEL}}) as host:
+    with running_host(*PLUGINS, models={"twin": {"path": EMBEDDED_MODEL}}) as host:
         row = do(host, "lora.load", path=PIXELS, model="twin", default="host")
         assert row["model"] == "twin"
         with pytest.raises(InvalidParams, match="was loaded for model 'twin', this request is for 'emoji'"):
@@ -1130,7 +1128,7 @@ MESSAGES: list[dict[str, Any]] = [json.loads(block) for block in blocks(PAGE, "j
 def test_the_examples_of_the_page_run_in_their_order() -> None:
     """On a new host; what they answer is word for word what the page says."""
     answers = {message["id"]: message for message in MESSAGES if "event" in message}
-    with running_host() as host:
+    with running_host(*PLUGINS) as host:
         for message in (message for message in MESSAGES if "command" in message):
             documented = answers.pop(message["id"], None)
             try:

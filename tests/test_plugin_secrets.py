@@ -1,28 +1,40 @@
 """Secrets in plugins' settings: from the environment or a file, never shown."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from latentwire import Host, LatentwireError, PluginError, load_settings
+from latentwire import Host, LatentwireError, PluginError, RemoteError, connect_sync, load_settings
 from latentwire.core import secret_settings
 from latentwire.server.logs import JsonFormatter, TextFormatter
-from latentwire.testing import call, generate
+from latentwire.testing import call, generate, plugin, serving
 
 from .conftest import running_host
 
 SECRET = "s3cr3t-of-the-test"
 
 SOURCE = """
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr, field_validator
 from latentwire import *
+
+class Service(BaseModel):
+    password: SecretStr
 
 class Settings(Strict):
     api_key: SecretStr
     maybe: SecretStr | None = None
     where: str = "here"
+    services: list[Service] = []
+
+    @field_validator("api_key")
+    @classmethod
+    def check(cls, key: SecretStr) -> SecretStr:
+        if "wrong" in key.get_secret_value():
+            raise ValueError("this is no key: " + key.get_secret_value())
+        return key
 
 class Plugin:
     def __init__(self, settings):
@@ -33,10 +45,15 @@ class Plugin:
     @hookimpl
     def register(self, registry):
         registry.add_command("keys.length", NoParams, self.length)
+        registry.add_command("keys.tell", NoParams, self.tell)
 
     @hookimpl
     def modify_call(self, context):
         raise ValueError("the service refused " + self.settings.api_key.get_secret_value())
+
+    async def tell(self, context, params):
+        key = self.settings.api_key.get_secret_value()
+        raise InvalidParams("on purpose: " + key, [{"path": ["key"], "message": "no " + key, "got": key}])
 
     async def length(self, context, params):
         return {"length": len(self.settings.api_key.get_secret_value()), "shown": repr(self.settings)}
@@ -45,7 +62,7 @@ class Plugin:
 
 @pytest.fixture(autouse=True)
 def nothing_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(secret_settings, "_hidden", set())
+    monkeypatch.setattr(secret_settings, "_hidden", ())
 
 
 def start(folder: Path, settings: dict[str, Any]) -> Any:
@@ -126,3 +143,39 @@ def test_short_and_empty_secrets_are_not_looked_for_in_every_text(tmp_path: Path
     with start(tmp_path, {"api_key": "e", "maybe": ""}) as host:
         assert call(host, "keys.length")["length"] == 1
         assert secret_settings.struck_out("every text") == "every text"
+
+
+def test_a_secret_that_validation_refuses_is_not_told(tmp_path: Path) -> None:
+    wrong = "a wrong key, and all can read why"
+    with start(tmp_path, {"api_key": wrong}) as host:
+        assert row(host)["error"] == "settings: api_key: this is no key: [secret]"
+        (report,) = [report for report in host.plugins.reports if report.name == "keys"]
+        assert wrong not in str(report.trace)
+
+
+def test_a_secret_of_several_lines_and_one_that_another_begins_with_are_struck_out(tmp_path: Path) -> None:
+    lines = '-----BEGIN-----\nof it\'s "key"\n-----END-----'
+    with start(tmp_path, {"api_key": lines, "maybe": "-----BEGIN-----"}) as host:
+        with pytest.raises(PluginError) as caught:  # in one line
+            generate(host)
+        assert "the service refused [secret]" in caught.value.message
+        assert "END" not in caught.value.message
+    for shown in (lines, repr(lines), json.dumps(lines)):
+        assert secret_settings.struck_out(shown).strip("\"'") == "[secret]"
+
+
+def test_a_secret_within_other_settings_is_struck_out(tmp_path: Path) -> None:
+    with start(tmp_path, {"api_key": "", "services": [{"password": SECRET}]}):
+        assert secret_settings.struck_out(f"as {SECRET}") == "as [secret]"
+
+
+def test_a_plugins_own_error_tells_clients_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "keys.py").write_text(SOURCE)
+    with (
+        serving(plugin(tmp_path / "keys.py", api_key=SECRET)) as running,
+        connect_sync(running.url) as client,
+        pytest.raises(RemoteError, match="on purpose") as caught,
+    ):
+        client.call("keys.tell")
+    assert SECRET not in f"{caught.value.message} {caught.value.details}"
+    assert caught.value.details[0]["path"] == ["key"]

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from latentwire import Host, LatentwireError, PluginError, RemoteError, connect, connect_sync
 from latentwire.core.events import PluginsChanged
 from latentwire.testing import Events, call, generate, plugin, running_host, serving
+from latentwire.testing.hosts import ENGINE
 
 from .conftest import wait_for
 from .trust.served import OBSERVER, TOKEN, server
@@ -49,6 +51,12 @@ def write(folder: Path, name: str, word: str | None = None, source: str = ADDS) 
 def row(host: Host, name: str) -> dict[str, Any]:
     (found,) = [row for row in call(host, "plugins.list")["plugins"] if row["name"] == name]
     return dict(found)
+
+
+def row_of(host: Host, name: str) -> dict[str, Any]:
+    """The same, from within a loop."""
+    (found,) = [asdict(report) for report in host.plugins.reports if report.name == name]
+    return found
 
 
 def order(host: Host, **fields: Any) -> str:
@@ -188,6 +196,92 @@ def test_unload_lets_a_plugin_end_what_it_runs(tmp_path: Path) -> None:
         assert told.read_text() == "False "
     assert running() == 0
     assert told.read_text() == "False True "
+
+
+SLOW = """
+    import time
+    from latentwire import *
+
+    ended = []
+
+    @hookimpl
+    def register(registry):
+        registry.add_command("slow.ended", NoParams, tell)
+
+    @hookimpl
+    def unload(context):
+        ended.append(context.final)
+        time.sleep({word})
+
+    async def tell(context, params):
+        return {{"ended": ended}}
+"""
+
+
+def test_a_disabled_plugin_ends_what_it_runs_too(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    with running_host(write(tmp_path, "threads", str(told), THREADS)) as host:
+        call(host, "plugins.disable", {"name": "threads"})
+        call(host, "plugins.reload", {"name": "threads"})
+        call(host, "plugins.disable", {"name": "threads"})
+    assert told.read_text() == "False True "
+
+
+def test_what_was_begun_is_done_though_whoever_asked_has_gone(tmp_path: Path) -> None:
+    with running_host(write(tmp_path, "slow", "0.5", SLOW)) as host:
+
+        async def run() -> Any:
+            asked = asyncio.create_task(host.dispatch("plugins.reload", {"name": "slow"}, "one", Events()))
+            while not (await host.dispatch("slow.ended", {}, "two", Events()))["ended"]:  # noqa: ASYNC110 - a command
+                await asyncio.sleep(0.01)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            await host.dispatch("plugins.disable", {"name": "slow"}, "two", Events())  # after the other one
+            assert row_of(host, "slow")["error"] == "disabled by an operator"
+            await host.dispatch("plugins.enable", {"name": "slow"}, "two", Events())
+            return await host.dispatch("slow.ended", {}, "two", Events())
+
+        assert asyncio.run(run()) == {"ended": []}
+
+
+WAITS = """
+    import pathlib
+    import time
+    from latentwire import hookimpl
+
+    def wait():
+        while not pathlib.Path("{word}").exists():
+            time.sleep(0.01)
+
+    @hookimpl
+    def unload(context):
+        wait()
+"""
+
+
+@pytest.mark.parametrize("part", ["import", "unload"])
+def test_a_plugin_that_hangs_while_it_is_switched_keeps_no_other_from_it(tmp_path: Path, part: str) -> None:
+    woken, path = tmp_path / "woken", write(tmp_path, "waits", "first")
+    with running_host(path, write(tmp_path, "one"), engine=ENGINE | {"plugin_timeout_s": 0.5}) as host:
+
+        async def switch(command: str, name: str) -> dict[str, Any]:
+            return await host.dispatch(f"plugins.{command}", {"name": name}, "test", Events())
+
+        async def run() -> None:
+            write(tmp_path, "waits", str(woken), dedent(WAITS) + ("wait()\n" if part == "import" else ""))
+            if part == "import":
+                with pytest.raises(PluginError, match="plugin 'waits' hangs"):
+                    await switch("reload", "waits")
+                # the old code is there, and whole
+                assert await host.dispatch("waits.word", {}, "test", Events()) == {"word": "first"}
+            else:
+                await switch("reload", "waits")
+                assert (await switch("reload", "waits"))["state"] == "loaded"
+            assert (await switch("reload", "one"))["state"] == "loaded"
+            woken.touch()
+
+        asyncio.run(run())
 
 
 FAILS = """

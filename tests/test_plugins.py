@@ -7,13 +7,11 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
-import torch
 
-from latentwire import Host
-from latentwire.core.errors import InvalidParams, LatentwireError, PluginError
-from latentwire.core.events import Event, Image, Step
+from latentwire.core.errors import LatentwireError, PluginError
+from latentwire.testing import call, generate, running_host
 
-from .conftest import running_host
+from .conftest import running_host as any_host  # also one whose plugins fail to load
 
 REQUEST = {"prompt": "red apple", "num_inference_steps": 2, "seed": 1}
 
@@ -23,19 +21,6 @@ def plugin(folder: Path, name: str, source: str, **settings: Any) -> dict[str, A
     path = folder / f"{name}.py"
     path.write_text("from latentwire import *\n" + dedent(source))
     return {"name": name, "path": path, "settings": settings}
-
-
-def generate(host: Host, **fields: Any) -> tuple[dict[str, Any], list[Event]]:
-    """Run one request to its end."""
-    events: list[Event] = []
-    return asyncio.run(host.dispatch("generate", REQUEST | fields, "test", events.append)), events
-
-
-def picture(events: list[Event]) -> bytes:
-    images = [event.image for event in events if isinstance(event, Image)]
-    assert len(images) == 1
-    assert images[0] is not None
-    return images[0].data
 
 
 RAISES = """
@@ -51,7 +36,7 @@ RAISES = """
 def test_a_plugin_that_raises_fails_only_its_own_job_and_is_named(tmp_path: Path, hook: str, error: str) -> None:
     guard = "if context.request.prompt != 'mine': return"
     source = RAISES.format(hook=hook, argument="context", error=error, guard=guard)
-    with running_host(plugins=[plugin(tmp_path, "broken", source)]) as host:
+    with running_host(plugin(tmp_path, "broken", source)) as host:
         outcomes: dict[str, Any] = {}
 
         async def both() -> None:
@@ -70,7 +55,7 @@ def test_a_plugin_that_raises_fails_only_its_own_job_and_is_named(tmp_path: Path
         assert "broken" in outcomes["mine"].message
         assert "on purpose" in outcomes["mine"].message
         assert outcomes["theirs"]["images"] == 1
-        assert generate(host)[0]["images"] == 1
+        assert generate(host).picture
 
 
 def test_a_plugin_that_raises_in_register_is_reported_and_unregistered_whole(tmp_path: Path) -> None:
@@ -84,13 +69,13 @@ def test_a_plugin_that_raises_in_register_is_reported_and_unregistered_whole(tmp
         def modify_call(context):
             raise AssertionError("must never run")
     """
-    with running_host(plugins=[plugin(tmp_path, "broken", source)]) as host:
+    with any_host(plugins=[plugin(tmp_path, "broken", source)]) as host:
         report = next(report for report in host.plugins.reports if report.name == "broken")
         assert report.state == "failed"
         assert "on purpose" in (report.error or "")
         assert "Traceback" in (report.trace or "")
         assert "half_done" not in host.request_model.model_fields
-        assert generate(host)[0]["images"] == 1
+        assert generate(host).picture
 
 
 @pytest.mark.parametrize(
@@ -107,7 +92,13 @@ def test_a_plugin_that_raises_in_register_is_reported_and_unregistered_whole(tmp
         ("@hookimpl\ndef register(registry): registry.add_field('prompt', Strict)", "prompt"),
         ("@hookimpl\ndef register(registry): registry.add_field('tint', 'text')", "pydantic model"),
         ("@hookimpl\ndef register(registry): registry.add_command('a.b', Strict, print)", "async function"),
+        ("@hookimpl\ndef register(registry): registry.add_scheduler(5, print)", "a name must be a text, got 5"),
+        ("@hookimpl\ndef register(registry): registry.add_previewer('', print)", "a name must be a text, got ''"),
         ("class Settings(Strict):\n    strength: float = 1.0", "strength"),
+        (
+            "from typing import Callable\nclass Settings(Strict):\n    strenght: float\n    act: Callable = print",
+            "its Settings have no JSON Schema: PydanticInvalidForJsonSchema",
+        ),
     ],
 )
 def test_a_plugin_that_cannot_load_is_reported_and_the_host_runs_on(tmp_path: Path, source: str, said: str) -> None:
@@ -115,12 +106,13 @@ def test_a_plugin_that_cannot_load_is_reported_and_the_host_runs_on(tmp_path: Pa
     (tmp_path / "broken.py").write_text("from latentwire import *\n" + source)
     entry = {"name": "broken", "path": tmp_path / "broken.py", "settings": settings}
     working = plugin(tmp_path, "working", "@hookimpl\ndef modify_call(context): ...")
-    with running_host(plugins=[entry, working]) as host:
+    with any_host(plugins=[entry, working]) as host:
         reports = {report.name: report for report in host.plugins.reports}
         assert reports["broken"].state == "failed"
         assert said in (reports["broken"].error or "")
         assert reports["working"].state == "loaded"
-        assert generate(host)[0]["images"] == 1
+        assert "working" in call(host, "describe")["plugins"]
+        assert generate(host).picture
 
 
 def test_hooks_run_in_the_order_of_the_settings(tmp_path: Path) -> None:
@@ -136,10 +128,10 @@ def test_hooks_run_in_the_order_of_the_settings(tmp_path: Path) -> None:
             context.metadata["order"] = context.metadata.get("order", "") + "{name}"
     """
     plugins = [plugin(tmp_path, name, source.format(name=name)) for name in ("second", "first")]
-    with running_host(plugins=plugins) as host:
+    with running_host(*plugins) as host:
         names = [report.name for report in host.plugins.reports]
         assert names.index("second") < names.index("first")
-        assert b"secondfirst" in picture(generate(host)[1])
+        assert generate(host).picture.info["order"] == "secondfirst"
 
 
 def test_a_plugin_that_cannot_forget_a_client_keeps_no_other_from_it(tmp_path: Path) -> None:
@@ -163,14 +155,14 @@ def test_a_plugin_that_cannot_forget_a_client_keeps_no_other_from_it(tmp_path: P
             gone.append(context.client)
     """,
     )
-    with running_host(plugins=[first, second]) as host:
+    with running_host(first, second) as host:
         host.client_left("somebody")
         assert sys.modules["latentwire_plugin_second"].gone == ["somebody"]
 
 
 def test_a_disabled_plugin_does_not_run(tmp_path: Path) -> None:
     entry = plugin(tmp_path, "broken", "raise ValueError") | {"enabled": False}
-    with running_host(plugins=[entry, {"name": "clip_skip", "enabled": False}]) as host:
+    with any_host(plugins=[entry, {"name": "clip_skip", "enabled": False}]) as host:
         states = {report.name: report.state for report in host.plugins.reports}
         assert (states["broken"], states["clip_skip"]) == ("disabled", "disabled")
         assert "clip_skip" not in host.request_model.model_fields
@@ -193,9 +185,9 @@ def test_a_plugin_class_gets_its_settings_and_adds_a_command(tmp_path: Path) -> 
                 "Give the answer."
                 return {"answer": self.settings.answer}
     """
-    with running_host(plugins=[plugin(tmp_path, "answers", source, answer=42)]) as host:
-        assert asyncio.run(host.dispatch("answers.get", {}, "test", print)) == {"answer": 42}
-        described = asyncio.run(host.dispatch("describe", {}, "test", print))
+    with running_host(plugin(tmp_path, "answers", source, answer=42)) as host:
+        assert call(host, "answers.get") == {"answer": 42}
+        described = call(host, "describe")
         assert described["commands"]["answers.get"]["plugin"] == "answers"
         assert described["commands"]["answers.get"]["summary"] == "Give the answer."
 
@@ -210,33 +202,10 @@ def test_a_replaced_latent_changes_the_picture_and_a_wrong_shape_fails_the_job(t
                 assert context.original.shape == context.latents.shape
                 context.latents = context.latents * 0
     """
-    with running_host(plugins=[plugin(tmp_path, "changes", source)]) as host:
-        latents = [
-            event.latents
-            for event in generate(host, prompt="zero", output_type="latent")[1]
-            if isinstance(event, Image) and event.latents
-        ]
-        assert not torch.frombuffer(bytearray(latents[0].data), dtype=torch.float32).any()
+    with running_host(plugin(tmp_path, "changes", source)) as host:
+        assert not generate(host, "zero", output_type="latent").latents.any()
         with pytest.raises(PluginError, match=r"'changes' failed in step_finished.*shape"):
-            generate(host, prompt="wrong")
-
-
-def test_clip_skip_takes_the_embedding_from_an_earlier_layer() -> None:
-    with running_host() as host:
-        plain = picture(generate(host, mode="exact")[1])
-        assert picture(generate(host, mode="exact", clip_skip={"layers": 1})[1]) != plain
-        for layers in (0, 3):  # the embedded model's text encoder has three
-            with pytest.raises(InvalidParams) as caught:
-                generate(host, clip_skip={"layers": layers})
-            assert caught.value.details[0]["path"] == ["clip_skip", "layers"]
-
-
-def test_clip_skip_holds_for_pictures_that_share_a_text_encoding() -> None:
-    with running_host() as host:
-        alone = picture(generate(host, mode="exact", clip_skip={"layers": 1}, seed=2)[1])
-        _, events = generate(host, mode="exact", clip_skip={"layers": 1}, seed=1, num_images=4)
-        assert generate(host, clip_skip={"layers": 1}, num_images=4)[0]["images"] == 4
-        assert alone in [event.image.data for event in events if isinstance(event, Image) and event.image]
+            generate(host, "wrong")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +221,7 @@ def test_a_hook_that_leaves_nonsense_behind_is_named(tmp_path: Path, source: str
     (tmp_path / "careless.py").write_text("from latentwire import *\n" + source)
     wanted = f"'careless' failed in {said}: TypeError: context"
     with (
-        running_host(plugins=[{"name": "careless", "path": tmp_path / "careless.py"}]) as host,
+        running_host(tmp_path / "careless.py") as host,
         pytest.raises(PluginError, match=wanted),
     ):
         generate(host)
@@ -270,10 +239,10 @@ def test_whatever_a_plugins_command_raises_is_an_error_that_names_it(tmp_path: P
         def register(registry):
             registry.add_command("broken.fail", Strict, fail)
     """
-    with running_host(plugins=[plugin(tmp_path, "broken", source)]) as host:
+    with running_host(plugin(tmp_path, "broken", source)) as host:
         with pytest.raises(PluginError, match=r"'broken' failed in command broken\.fail"):
-            asyncio.run(host.dispatch("broken.fail", {}, "test", print))
-        assert generate(host)[0]["images"] == 1
+            call(host, "broken.fail")
+        assert generate(host).picture
 
 
 def test_a_pipeline_argument_of_a_plugin_cannot_break_the_hosts_own(tmp_path: Path) -> None:
@@ -282,8 +251,8 @@ def test_a_pipeline_argument_of_a_plugin_cannot_break_the_hosts_own(tmp_path: Pa
         def modify_call(context):
             context.call = context.call.with_extra(output_type="np", prompt="another")
     """
-    with running_host(plugins=[plugin(tmp_path, "careless", source)]) as host:
-        assert picture(generate(host)[1])
+    with running_host(plugin(tmp_path, "careless", source)) as host:
+        assert generate(host).picture
 
 
 def test_nan_in_the_picture_is_an_error_not_a_black_picture(tmp_path: Path) -> None:
@@ -293,7 +262,7 @@ def test_nan_in_the_picture_is_an_error_not_a_black_picture(tmp_path: Path) -> N
             context.latents = context.latents * float("nan")
     """
     with (
-        running_host(plugins=[plugin(tmp_path, "nan", source)]) as host,
+        running_host(plugin(tmp_path, "nan", source)) as host,
         pytest.raises(LatentwireError, match="NaN"),
     ):
         generate(host)
@@ -307,7 +276,22 @@ def test_a_slow_hook_of_one_plugin_does_not_lose_steps_of_other_jobs(tmp_path: P
         def image_finished(context):
             time.sleep(0.2)
     """
-    with running_host(plugins=[plugin(tmp_path, "slow", source)]) as host:
-        _, events = generate(host, num_images=3)
-        assert len([event for event in events if isinstance(event, Step)]) == 6
-        assert len([event for event in events if isinstance(event, Image)]) == 3
+    with running_host(plugin(tmp_path, "slow", source)) as host:
+        done = generate(host, num_images=3, mode="fast")
+        assert len(done.events.named("step")) == 6
+        assert len(done.pictures) == 3
+
+
+def test_a_package_that_has_a_built_in_plugins_name_takes_nothing_from_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "lw_taken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lw-taken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[latentwire]\nlora = lw_taken\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with any_host(discover=True) as host:
+        states = [report.state for report in host.plugins.reports if report.name == "lora"]
+        assert states == ["loaded", "failed"]
+        assert call(host, "lora.list")["loras"] == []
+        assert "lora" in host.request_model.model_fields

@@ -30,8 +30,10 @@ from latentwire.plugins.results.index import NAME, Index, Result
 from latentwire.plugins.results.schema import VERSION
 from latentwire.plugins.results.settings import Settings
 from latentwire.plugins.results.store import MOST_STRAYS, SWEEP_AGE_S, Store
+from latentwire.testing import Events, FakeClock, call, plugin, running_host, serving
 
-from .conftest import running_host, serving, wait_for
+from .conftest import running_host as any_host  # also one whose plugins fail to load
+from .conftest import wait_for
 from .pages import PLUGIN_PAGES, blocks
 from .test_docs_protocol import assert_same_shape
 from .wire import SMALL
@@ -40,14 +42,14 @@ MADE = {"prompt": "red apple", "negative_prompt": "", "model": "emoji", "seed": 
 NOBODY = "0" * 32
 
 
-def plugin(folder: Path, **bounds: Any) -> dict[str, Any]:
-    return {"name": "results", "settings": {"folder": str(folder), **bounds}}
+def results(folder: Path, **bounds: Any) -> dict[str, Any]:
+    return plugin("results", folder=str(folder), **bounds)
 
 
 @contextmanager
 def keeping(folder: Path, **bounds: Any) -> Iterator[Host]:
     """A host that keeps its pictures in a folder."""
-    with running_host(plugins=[plugin(folder, **bounds)]) as host:
+    with running_host(results(folder, **bounds)) as host:
         yield host
 
 
@@ -59,7 +61,8 @@ def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 
 def ask(host: Host, command: str, **params: Any) -> dict[str, Any]:
-    return asyncio.run(host.dispatch(command, params, "test", lambda _: None))
+    result: dict[str, Any] = call(host, command, params)
+    return result
 
 
 def refused(host: Host, command: str, **params: Any) -> LatentwireError:
@@ -68,14 +71,13 @@ def refused(host: Host, command: str, **params: Any) -> LatentwireError:
     return caught.value
 
 
-def events_of(host: Host, command: str, **params: Any) -> list[Event]:
-    events: list[Event] = []
-    asyncio.run(host.dispatch(command, params, "test", events.append))
+def events_of(host: Host, command: str, **params: Any) -> Events:
+    call(host, command, params, emit=(events := Events()))
     return events
 
 
-def images(events: list[Event]) -> list[Image]:
-    return sorted((event for event in events if isinstance(event, Image)), key=lambda event: event.index)
+def images(events: Events) -> list[Image]:
+    return sorted(events.named("image"), key=lambda event: event.index)
 
 
 def draw(host: Host, **fields: Any) -> Image:
@@ -297,10 +299,10 @@ def test_a_result_is_made_again_with_the_same_pixels(tmp_path: Path, mode: str) 
 def test_reproducing_takes_a_stream_and_a_mode_and_ends_as_generate_does(keeper: Host) -> None:
     result = kept(keeper, mode="exact")
     stream = {"steps": False, "latents": {"dtype": "float32"}}
-    events: list[Event] = []
+    events = Events()
     params = {"id": result, "stream": stream, "mode": "fast"}
-    ended = asyncio.run(keeper.dispatch("results.reproduce", params, "test", events.append))
-    assert {event.name for event in events} == {"accepted", "started", "latents", "image"}
+    ended = call(keeper, "results.reproduce", params, emit=events)
+    assert set(events.names) == {"accepted", "started", "latents", "image"}
     assert ended.keys() == {"job", "images", "seeds", "model", "scheduler", "mode", "seconds"}
     assert (ended["mode"], ended["seeds"]) == ("fast", [1])
     (image,) = images(events)
@@ -309,10 +311,10 @@ def test_reproducing_takes_a_stream_and_a_mode_and_ends_as_generate_does(keeper:
 
 def test_a_picture_whose_input_is_forgotten_can_be_made_again_once_that_is_there(tmp_path: Path) -> None:
     start = noise().data
-    with keeping(tmp_path) as host:
+    with running_host("img2img", results(tmp_path)) as host:
         fields = {"num_inference_steps": 2, "img2img": {"image": start, "strength": 1.0}, "mode": "exact"}
         image = draw(host, **fields)
-    with keeping(tmp_path) as host:
+    with running_host("img2img", results(tmp_path)) as host:
         error = refused(host, "results.reproduce", id=image.result)
         assert error.code == "unknown_image"
         assert image_id(start) in error.message
@@ -322,7 +324,7 @@ def test_a_picture_whose_input_is_forgotten_can_be_made_again_once_that_is_there
 
 
 def test_the_client_sees_what_is_kept_and_can_follow_its_remaking(tmp_path: Path) -> None:
-    with serving(plugins=[plugin(tmp_path)]) as served, connect_sync(served.url) as client:
+    with serving(results(tmp_path)) as served, connect_sync(served.url) as client:
         (first,) = (event for event in client.generate(**SMALL, mode="exact") if isinstance(event, Image))
         assert client.call("results.get", id=first.result)["image"]["data"] == data_of(first)
         *_, last = client.subscribe("results.reproduce", id=first.result)
@@ -378,12 +380,12 @@ def image_encoded(context):
     context.result = "mine"
 """
     (tmp_path / "watch.py").write_text(source)
-    with running_host(plugins=[{"name": "watch", "path": tmp_path / "watch.py"}]) as host:
+    with running_host(tmp_path / "watch.py") as host:
         seen: list[Any] = sys.modules["latentwire_plugin_watch"].seen
-        events: list[Event] = []
+        events = Events()
 
         def listen(event: Event) -> None:
-            events.append(event)
+            events(event)
             if isinstance(event, Image):
                 seen.append(event.name)
 
@@ -409,7 +411,7 @@ def test_a_result_that_is_no_text_fails_the_job_and_names_the_plugin(tmp_path: P
     (tmp_path / "wrong.py").write_text(source)
     said = r"'wrong' failed in image_encoded: TypeError: context\.result must be"
     with (
-        running_host(plugins=[{"name": "wrong", "path": tmp_path / "wrong.py"}]) as host,
+        running_host(tmp_path / "wrong.py") as host,
         pytest.raises(PluginError, match=said),
     ):
         ask(host, "generate", **SMALL)
@@ -437,22 +439,23 @@ def test_beyond_a_size_the_oldest_go_but_the_newest_stays(tmp_path: Path) -> Non
 
 
 def test_beyond_an_age_results_go_on_list_on_start_and_with_the_next_picture(tmp_path: Path) -> None:
+    clock = FakeClock()
     store = store_of(tmp_path, max_age_days=2)
-
-    def age(result: str, days: float) -> None:
-        with closing(sqlite3.connect(tmp_path / NAME, isolation_level=None)) as connection:
-            connection.execute("UPDATE results SET created = created - ? WHERE id = ?", [days * 86400, result])
-
-    first, second = keep(store), keep(store)
-    age(first, 2.1)
-    age(second, 1.9)
+    store.clock = clock
+    day = 24 * 3600.0
+    keep(store)
+    clock.advance(0.2 * day)
+    second = keep(store)
+    clock.advance(1.9 * day)
     assert [result.id for result in store.newest(ME, 50, None, [], None)[0]] == [second]
     assert pngs(tmp_path) == {second}
-    age(second, 1)
+    clock.advance(day)
     third = keep(store)
     assert pngs(tmp_path) == {third}
-    age(third, 3)
-    store_of(tmp_path, max_age_days=2).tidy()
+    clock.advance(3 * day)
+    later = store_of(tmp_path, max_age_days=2)
+    later.clock = clock
+    later.tidy()
     assert pngs(tmp_path) == set()
 
 
@@ -464,7 +467,7 @@ def test_bounds_that_were_narrowed_hold_from_the_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bounds", [{"max_mib": 0}, {"max_age_days": 0}, {"max_count": -1}, {"max_number": 5}])
 def test_wrong_settings_are_reported(tmp_path: Path, bounds: dict[str, Any]) -> None:
-    with keeping(tmp_path, **bounds) as host:
+    with any_host(plugins=[results(tmp_path, **bounds)]) as host:
         report = next(report for report in host.plugins.reports if report.name == "results")
     assert report.state == "failed"
     assert next(iter(bounds)) in str(report.error)
@@ -569,7 +572,7 @@ def test_an_index_of_a_newer_version_is_refused_and_the_host_runs_on(tmp_path: P
     keep(store_of(tmp_path))
     with closing(sqlite3.connect(tmp_path / NAME, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA user_version = {VERSION + 1}")
-    with keeping(tmp_path) as host:
+    with any_host(plugins=[results(tmp_path)]) as host:
         report = next(report for report in host.plugins.reports if report.name == "results")
         assert report.state == "failed"
         assert f"has version {VERSION + 1}, this host knows {VERSION}; update it" in str(report.error)
@@ -580,7 +583,7 @@ def test_an_index_of_a_newer_version_is_refused_and_the_host_runs_on(tmp_path: P
 
 def test_an_index_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text("a diary, of all things\n" * 100)
-    with keeping(tmp_path) as host:
+    with any_host(plugins=[results(tmp_path)]) as host:
         report = next(report for report in host.plugins.reports if report.name == "results")
     assert (report.state, report.error) == ("failed", "DatabaseError: file is not a database")
 
@@ -662,10 +665,10 @@ def test_where_many_files_have_no_row_the_index_is_an_older_one_and_they_stay(
 def test_many_pictures_at_once_are_all_kept(tmp_path: Path) -> None:
     with keeping(tmp_path) as host:
 
-        async def all_of_them() -> list[Event]:
-            events: list[Event] = []
+        async def all_of_them() -> Events:
+            events = Events()
             requests = [SMALL | {"num_inference_steps": 1, "num_images": 8, "seed": 8 * job} for job in range(4)]
-            await asyncio.gather(*(host.dispatch("generate", request, "test", events.append) for request in requests))
+            await asyncio.gather(*(host.dispatch("generate", request, "test", events) for request in requests))
             return events
 
         made = {image.result for image in images(asyncio.run(all_of_them()))}
@@ -686,7 +689,7 @@ def fetch(url: str, **headers: str) -> tuple[int, bytes, Any]:
 
 
 def test_the_route_gives_the_file_to_keep_for_good(tmp_path: Path) -> None:
-    with serving(plugins=[plugin(tmp_path)], server={"observer_token": OBSERVER}) as served:
+    with serving(results(tmp_path), server={"observer_token": OBSERVER}) as served:
         image = draw(served.host)
         status, data, headers = fetch(f"{served.http}/results/{image.result}.png", Authorization=f"Bearer {OBSERVER}")
         assert (status, data, headers["Content-Type"]) == (200, data_of(image), "image/png")
@@ -701,7 +704,7 @@ def test_the_route_gives_the_file_to_keep_for_good(tmp_path: Path) -> None:
 
 def test_the_route_is_for_the_owner_and_observers_alone(tmp_path: Path) -> None:
     token = "sixteen letters!"
-    with serving(plugins=[plugin(tmp_path)], server={"token": token, "observer_token": OBSERVER}) as served:
+    with serving(results(tmp_path), server={"token": token, "observer_token": OBSERVER}) as served:
         with connect_sync(served.url, token=token, key=KEY) as client:
             url = f"{served.http}/results/{kept_by(client)}.png"
             ticket = client.call("session.ticket")["ticket"]
@@ -716,7 +719,7 @@ def test_the_route_is_for_the_owner_and_observers_alone(tmp_path: Path) -> None:
 
 
 def test_clients_see_only_their_own_unless_they_are_observers(tmp_path: Path) -> None:
-    with serving(plugins=[plugin(tmp_path)], server={"observer_token": OBSERVER}) as served:
+    with serving(results(tmp_path), server={"observer_token": OBSERVER}) as served:
         with connect_sync(served.url, key=KEY) as mine:
             result = kept_by(mine)
         with connect_sync(served.url) as other:
@@ -758,7 +761,7 @@ def test_the_examples_are_as_the_host_answers(tmp_path: Path) -> None:
         f"results.{verb}" for verb in ("list", "get", "delete", "reproduce")
     }
     example = answers[1]["result"]["results"][0]
-    with keeping(tmp_path) as host:
+    with running_host("lora", results(tmp_path)) as host:
         request = {name: value for name, value in example["request"].items() if name != "seed"}
         result = kept(host, **request | {"seed": example["seed"], "num_inference_steps": 2})
         for message in commands:

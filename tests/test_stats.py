@@ -20,8 +20,9 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from latentwire import Host, LatentwireError, connect_sync
+from latentwire.testing import call, running_host, serving
 
-from .conftest import Served, running_host, serving
+from .conftest import Served
 from .pages import ROOT, blocks, section, table
 from .wire import SMALL, in_loop, wire
 
@@ -33,7 +34,8 @@ CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("
 
 
 def ask(host: Host, command: str, **params: Any) -> dict[str, Any]:
-    return asyncio.run(host.dispatch(command, params, "test", lambda _: None))
+    result: dict[str, Any] = call(host, command, params)
+    return result
 
 
 def scrape(http: str, **headers: str) -> dict[str, Metric]:
@@ -279,7 +281,7 @@ def test_the_metrics_documented_are_those_of_a_host(served: Served) -> None:
 
 
 def test_metrics_agree_with_the_command() -> None:
-    with serving() as served:
+    with serving("stats") as served:
         ask(served.host, "generate", prompt="red apple", num_inference_steps=2, seed=1)
         engine, metrics = ask(served.host, "stats")["engine"], scrape(served.http)
         for name in ("runs_finished", "forwards", "calls", "rows", "loads", "hits"):
@@ -303,14 +305,14 @@ def test_metrics_agree_with_the_command() -> None:
 
 
 def test_two_hosts_of_one_process_count_apart(served: Served) -> None:
-    with serving() as fresh:
+    with serving("stats") as fresh:
         ask(served.host, "generate", prompt="red apple", num_inference_steps=2, seed=1)
         assert value(scrape(served.http)["latentwire_runs_finished_total"]) >= 2
         assert value(scrape(fresh.http)["latentwire_runs_finished_total"]) == 1  # its own first one
 
 
 def test_metrics_are_for_those_who_may_use_the_host() -> None:
-    with serving(server={"token": "sixteen letters!"}) as served:
+    with serving("stats", server={"token": "sixteen letters!"}) as served:
         with pytest.raises(urllib.error.HTTPError, match="401") as caught:
             scrape(served.http)
         caught.value.close()
@@ -322,7 +324,7 @@ def test_metrics_are_for_those_who_may_use_the_host() -> None:
 
 
 def test_it_can_be_switched_off() -> None:
-    with running_host(plugins=[{"name": "stats", "enabled": False}]) as host:
+    with running_host() as host:
         assert not host.registry.routes.keys() & {"stats"}
         with pytest.raises(LatentwireError, match="there is no command 'stats'"):
             ask(host, "stats")

@@ -86,6 +86,7 @@ async def test_describe_gives_a_schema_for_every_command_and_event(served: Serve
         "latents",
         "state",
         "stats",
+        "plugins",
     }
     assert "invalid_params" in described["errors"]
     assert "ddim" in described["schedulers"]

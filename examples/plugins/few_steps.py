@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from latentwire import BuildContext, hookimpl
 
+LATENTWIRE_API = "1.0"
+
 FEW_STEPS = 8
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from latentwire import CommandContext, PluginRegistry, StepContext, Strict, hookimpl
 
+LATENTWIRE_API = "1.0"
+
 JOBS_KEPT = 100
 
 

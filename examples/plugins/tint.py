@@ -10,6 +10,8 @@ from pydantic import Field
 
 from latentwire import ImageContext, PluginRegistry, Strict, hookimpl
 
+LATENTWIRE_API = "1.0"
+
 
 class Settings(Strict):
     """What plugins.toml may set for this plugin."""

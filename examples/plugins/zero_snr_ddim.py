@@ -6,15 +6,20 @@ Schedules and Sample Steps are Flawed"). Only models that predict v can start fr
 """
 
 from collections.abc import Mapping
-from typing import Any
-
-from diffusers import DDIMScheduler
+from typing import TYPE_CHECKING, Any
 
 from latentwire import PluginRegistry, hookimpl
 
+LATENTWIRE_API = "1.0"
 
-def make(config: Mapping[str, Any]) -> DDIMScheduler:
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+
+
+def make(config: Mapping[str, Any]) -> "DDIMScheduler":
     """A new scheduler for one picture, from the model's own scheduler config."""
+    from diffusers import DDIMScheduler  # not sooner: the host's start would wait for it
+
     if config.get("prediction_type") != "v_prediction":
         raise ValueError(f"ddim_zero_snr needs a model with v_prediction, this one has {config.get('prediction_type')}")
     return DDIMScheduler.from_config(dict(config), rescale_betas_zero_snr=True, timestep_spacing="trailing")

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL.Image import Image
 from pydantic import BaseModel, Field, RootModel, model_validator
 
@@ -36,7 +35,6 @@ from latentwire import (
 )
 
 from .images import prepare, to_array
-from .loading import load_control_lora, load_folder
 from .preprocessors import PREPROCESSORS
 
 
@@ -179,6 +177,8 @@ class Plugin:
             for place, (use, name, (image, _)) in enumerate(zip(uses, names, prepared, strict=True)):
                 if use.preprocess is not None and use.preprocess.show:
                     context.emit(ControlImage(context.job, place, name, encode(image, "png")))
+        import torch
+
         # one ControlNet takes plain values, several take lists
         many: Any = list if len(uses) > 1 else lambda values: values[0]
         context.call = context.call.with_extra(
@@ -303,6 +303,8 @@ def _options_of(host: Host, preprocess: Preprocessing | None, path: list[Any]) -
 
 def _load(host: Host, params: LoadParams) -> dict[str, Any]:
     """In a worker thread."""
+    from .loading import load_control_lora, load_folder  # which imports diffusers' ControlNets
+
     model = params.model or host.settings.defaults.model
     card = host.store.card(model)
     unet_config = card.configs.get("unet")

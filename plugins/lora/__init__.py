@@ -27,8 +27,6 @@ from latentwire import (
     hookimpl,
 )
 
-from .files import BESIDE, choose, read_adapter
-
 MOST = 32  # LoRAs in a request
 
 Scope = Literal["session", "host"]
@@ -193,6 +191,8 @@ class Plugin:
 
 def _load(host: Host, params: LoadParams, model: str) -> dict[str, Any]:
     """In a worker thread: find the file, read it, and keep it."""
+    from .files import BESIDE, choose  # which imports what diffusers has for LoRAs
+
     path = host.find_file(params.path)
     try:
         file, reason = choose(path)
@@ -208,6 +208,8 @@ def _load(host: Host, params: LoadParams, model: str) -> dict[str, Any]:
 
 def _read(host: Host, model: str, file: Path, dtype: str) -> Loaded:
     """`dtype` is the store's to apply."""
+    from .files import read_adapter
+
     with host.store.leased(model) as lease:
         return Loaded(read_adapter(file, lease.components))
 

@@ -14,9 +14,10 @@ from latentwire.core.build import PipelineBuild
 from latentwire.core.errors import JobCancelled, JobFailed, OutOfMemory
 from latentwire.core.faults import is_device, is_memory, typed
 from latentwire.core.tiles import in_tiles
+from latentwire.testing import fault_in
 
 from ..conftest import running_host, wait_for
-from .injection import Forward, draw, draw_all, forward_of, gate, raising
+from .injection import Forward, draw, draw_all, forward_of, gate
 
 KINDS: dict[str, Callable[[], BaseException]] = {
     "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ..."),
@@ -39,12 +40,6 @@ def really_out_of_memory() -> BaseException:
     return caught.value
 
 
-def once(kind: Any) -> Any:
-    """A forward that raises the first time."""
-    left = [kind()]
-    return raising(lambda: left.pop(), when=lambda *_: bool(left))
-
-
 def test_kinds_are_told_apart() -> None:
     for make in (*KINDS.values(), really_out_of_memory):
         assert is_memory(make())
@@ -55,25 +50,23 @@ def test_kinds_are_told_apart() -> None:
     assert isinstance(typed(KINDS["cpu"](), "512x512"), OutOfMemory)
 
 
-@pytest.mark.parametrize("component", ["unet", "text_encoder", "decoder"])
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "vae.decoder"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_forward_that_runs_out_of_memory_once_is_made_again(host: Host, component: str, kind: str) -> None:
     fields = {"mode": "exact", "prompt": f"a {kind} {component}"}  # a prompt not heard before
     expected = draw(host, **fields).data
     host.store.make_room()  # nor remembered now
-    guarded = gate(host, "vae", "decoder") if component == "decoder" else gate(host, component)
-    with forward_of(guarded, once(KINDS[kind])):
+    with fault_in(host, component, KINDS[kind](), times=1):
         made = draw(host, **fields).data
     assert made == expected  # the same bits, for exact is a promise
     assert draw(host, **fields).data == expected
 
 
-@pytest.mark.parametrize("component", ["unet", "decoder"])
+@pytest.mark.parametrize("component", ["unet", "vae.decoder"])
 @pytest.mark.parametrize("mode", ["exact", "reproducible", "fast"])
 def test_what_still_does_not_fit_fails_alone_and_says_what_to_do(host: Host, component: str, mode: str) -> None:
     expected = draw(host, mode=mode).data
-    guarded = gate(host, "vae", "decoder") if component == "decoder" else gate(host, component)
-    with forward_of(guarded, raising(KINDS["cuda"])):
+    with fault_in(host, component, KINDS["cuda"]()):
         failed = draw(host, mode=mode)
     assert failed.code == "out_of_memory"
     for said in ("128x128", "20.00 GiB", "smaller picture", "fewer", "vae_tiling"):

@@ -10,6 +10,7 @@ import torch
 from latentwire import Host
 from latentwire.core.events import Preview, Step
 from latentwire.core.finite import is_finite
+from latentwire.testing import fault_in
 
 from ..conftest import running_host
 from .injection import Forward, draw, draw_all, forward_of, gate
@@ -23,24 +24,16 @@ def host() -> Iterator[Host]:
         yield host
 
 
-def spoiling(value: float, after: int = 0) -> Any:
-    """A forward whose first row holds a value somewhere, from some call on."""
-    calls = 0
+def spoiling(value: float) -> Any:
+    """A fault: the first row holds a value somewhere."""
 
-    def wrap(real: Forward) -> Forward:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            output = real(*args, **kwargs)
-            if calls > after:
-                tensor: Any = output[0] if isinstance(output, tuple) else output
-                tensor = getattr(tensor, "last_hidden_state", tensor)
-                tensor[0].view(-1)[tensor[0].numel() // 2] = value
-            return output
+    def spoilt(output: Any) -> Any:
+        tensor: Any = output[0] if isinstance(output, tuple) else output
+        tensor = getattr(tensor, "last_hidden_state", tensor)
+        tensor[0].view(-1)[tensor[0].numel() // 2] = value
+        return output
 
-        return forward
-
-    return wrap
+    return spoilt
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -48,7 +41,7 @@ def spoiling(value: float, after: int = 0) -> Any:
 def test_nan_of_the_denoiser_ends_the_job_at_the_step_of_its_birth(host: Host, mode: str, value: float) -> None:
     fields: dict[str, Any] = {"mode": mode, "num_inference_steps": STEPS, "stream": {"previews": {}}}
     expected = draw(host, **fields).data
-    with forward_of(gate(host, "unet"), spoiling(value, after=3)):
+    with fault_in(host, "unet", spoiling(value), at=4):
         failed = draw(host, **fields)
     assert failed.code == "not_finite"
     assert f"after step 4 of {STEPS}" in failed.message
@@ -90,7 +83,7 @@ def test_others_in_the_same_forward_go_on(host: Host) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_decoder_that_gives_nan_makes_no_black_picture(host: Host, value: float) -> None:
     expected = draw(host).data
-    with forward_of(gate(host, "vae", "decoder"), spoiling(value)):
+    with fault_in(host, "vae.decoder", spoiling(value)):
         failed = draw(host)
     assert failed.code == "not_finite"
     assert "decoded picture" in failed.message
@@ -99,7 +92,7 @@ def test_a_decoder_that_gives_nan_makes_no_black_picture(host: Host, value: floa
 
 
 def test_nan_in_one_decoded_row_is_no_fault_of_the_others(host: Host) -> None:
-    with forward_of(gate(host, "vae", "decoder"), spoiling(float("nan"))):
+    with fault_in(host, "vae.decoder", spoiling(float("nan"))):
         made = draw_all(host, *({"seed": seed} for seed in range(3)))
     codes = [pictures.error and pictures.error.code for pictures in made]
     assert "not_finite" in codes
@@ -108,7 +101,7 @@ def test_nan_in_one_decoded_row_is_no_fault_of_the_others(host: Host) -> None:
 
 def test_an_encoders_nan_is_not_remembered(host: Host) -> None:
     fields = {"prompt": "never heard before", "mode": "exact"}
-    with forward_of(gate(host, "text_encoder"), spoiling(float("nan"))):
+    with fault_in(host, "text_encoder", spoiling(float("nan"))):
         assert draw(host, **fields).code == "not_finite"
     again = draw(host, **fields).data
     with running_host() as other:
@@ -116,10 +109,7 @@ def test_an_encoders_nan_is_not_remembered(host: Host) -> None:
 
 
 def test_a_black_picture_of_finite_values_is_none_of_our_business(host: Host) -> None:
-    def black(real: Forward) -> Forward:
-        return lambda *args, **kwargs: torch.full_like(real(*args, **kwargs), -1.0)
-
-    with forward_of(gate(host, "vae", "decoder"), black):
+    with fault_in(host, "vae.decoder", lambda decoded: torch.full_like(decoded, -1.0)):
         assert len(draw(host).data) == 1
 
 
