@@ -135,7 +135,7 @@ def test_an_upload_becomes_an_outline(app: "Page") -> None:
     app.get_by_label("Picture file").set_input_files(ROOT / "docs/images/emoji.png")
     app.get_by_role("button", name="Undo").and_(app.locator(":enabled")).wait_for()
     assert len(np.unique(pixels(app, ".layer.outline").reshape(-1, 3), axis=0)) > 100
-    app.get_by_role("button", name="Apply").click()
+    app.get_by_role("button", name="Make outline").click()
     until(app, lambda: len(np.unique(pixels(app, ".layer.outline"))) == 2, "white lines on black")
     app.get_by_role("button", name="Undo").click()
     assert len(np.unique(pixels(app, ".layer.outline").reshape(-1, 3), axis=0)) > 100
@@ -147,7 +147,7 @@ def test_a_lora_with_a_weight(app: "Page") -> None:
     disclose(app, "LoRAs")
     app.locator("#sections .chip", has_text="emoji-pencil").click()
     app.get_by_role("switch", name="emoji-pencil").wait_for(state="attached")
-    app.get_by_role("spinbutton", name="Emoji-pencil weight").fill("1.5")
+    app.get_by_role("spinbutton", name="emoji-pencil weight").fill("1.5")
     generate(app)
     drawn = pixels(app)
     assert np.ptp(drawn, axis=-1).mean() < np.ptp(plain, axis=-1).mean() - 10  # a pencil has no colours
@@ -405,7 +405,9 @@ SCHEMES = [("light", 1440), ("dark", 1440), ("light", 360), ("dark", 360)]
 @pytest.mark.parametrize(("scheme", "width"), SCHEMES)
 def test_axe_finds_nothing_serious(browser: Any, host: Served, scheme: Any, width: int) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    context = browser.new_context(
+        color_scheme=scheme, viewport={"width": width, "height": 900}, reduced_motion="reduce"
+    )
     page = context.new_page()
     open_page(page, host.http)
     assert page.evaluate("document.documentElement.dataset.theme") == scheme

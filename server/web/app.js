@@ -10,7 +10,7 @@ import { clearErrors, showProblem } from "./errors.js";
 import { onReuse } from "./history.js";
 import { listen } from "./keys.js";
 import { Live } from "./live.js";
-import { cancelAll, make, send } from "./making.js";
+import { cancelAll, make } from "./making.js";
 import { form } from "./request.js";
 import { leaveComparison } from "./stage.js";
 import { state } from "./state.js";
@@ -23,7 +23,7 @@ const CONNECTION = {
   refused: "Not connected: load the page again",
 };
 const request = byId("request");
-const live = new Live(send);
+const live = new Live(() => make({ isLive: true }));
 
 function change() {
   if (state.live && state.connection === "open") live.poke();

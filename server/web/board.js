@@ -12,7 +12,7 @@ import { state } from "./state.js";
 
 const NAMES = { outline: "Outline", start: "Start picture", mask: "Mask" };
 const HINTS = {
-  outline: "White lines on black, which a ControlNet follows.",
+  outline: "White lines, which a ControlNet follows. Draw, or upload a picture and make an outline of it.",
   start: "The picture to start from: upload one, or paint.",
   mask: "Paint over what is to be made anew; the rest is kept.",
 };
@@ -44,8 +44,8 @@ const easel = el("div", { class: "easel", tabindex: "0", role: "img" });
 const preprocessing = el("div", { class: "preprocess" });
 
 section.append(
-  el("div", { class: "tabs", role: "group", "aria-label": "Layer" }, ...tabs),
   easel,
+  el("div", { class: "tabs", role: "group", "aria-label": "Layer" }, ...tabs),
   el("div", { class: "tools", role: "toolbar", "aria-label": "Drawing" }, pen, eraser, width, colour, fill, undo, wipe, upload, file),
   hint,
   notice,
@@ -163,8 +163,8 @@ function offerPreprocessors(describe) {
   if (known.length === 0) return;
   const name = el("select", { "aria-label": "Preprocessor" }, ...known.map(([one]) => el("option", { value: one }, worded(one))));
   const options = el("div", { class: "options", hidden: true });
-  const more = el("button", { type: "button", class: "plain", "aria-expanded": "false" }, "Options");
-  const apply = el("button", { type: "button", class: "plain" }, "Apply");
+  const more = el("button", { type: "button", class: "plain", "aria-expanded": "false", "aria-label": "Options of the preprocessor" }, "Options");
+  const apply = el("button", { type: "button", class: "plain" }, "Make outline");
   const wrong = el("p", { class: "wrong", role: "alert", hidden: true });
   let form;
   const choose = () => {
@@ -180,7 +180,7 @@ function offerPreprocessors(describe) {
   apply.addEventListener("click", () => preprocess(name.value, form, wrong));
   options.addEventListener("input", (event) => event.stopPropagation()); // no part of the request
   choose();
-  const row = el("div", { class: "tools" }, el("span", { class: "quiet" }, "Make an outline with"), name, more, apply);
+  const row = el("div", { class: "tools" }, name, more, apply);
   preprocessing.append(row, options, wrong);
 }
 

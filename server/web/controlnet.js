@@ -3,7 +3,7 @@
 import { layers, notices, open, show } from "./board.js";
 import { call } from "./connection.js";
 import { changed, el, toggle, tool } from "./dom.js";
-import { control } from "./form.js";
+import { control, shortly } from "./form.js";
 import { fitting, load, loaded, loader } from "./loaded.js";
 import { Picture } from "./pictures.js";
 import { state } from "./state.js";
@@ -55,7 +55,7 @@ function make() {
 
   function add(name) {
     const { element: label, input } = toggle(name, wanted.has(name), (on) => (on ? wanted.add(name) : wanted.delete(name)));
-    const scale = control({ ...properties[SCALE], maximum: 2 }, `${name} scale`, $defs);
+    const scale = shortly(control({ ...properties[SCALE], maximum: 2 }, "scale", $defs), "Scale", `${name} scale`);
     const unload = tool("close", `Unload ${name}`, () => call("controlnet.unload", { name, when_free: true }).catch(say));
     const row = el("div", { class: "use" }, el("div", { class: "use-head" }, label, unload), scale.element);
     rows.set(name, { element: row, input, scale });

@@ -76,6 +76,13 @@ export function marking(input, wrong, hint = "") {
   };
 }
 
+/** A control of one among many: seen with a short name, told with a whole one. */
+export function shortly(part, label, whole) {
+  part.element.querySelector("label").textContent = label;
+  for (const input of part.element.querySelectorAll("input")) input.setAttribute("aria-label", input.type === "range" ? `${whole}, slider` : whole);
+  return part;
+}
+
 /** A number's input and a slider that follow each other. */
 export function joined(input, slider) {
   slider.addEventListener("input", () => (input.value = slider.value));

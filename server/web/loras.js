@@ -2,7 +2,7 @@
 
 import { call } from "./connection.js";
 import { changed, el, toggle, tool } from "./dom.js";
-import { control } from "./form.js";
+import { control, shortly } from "./form.js";
 import { fitting, load, loaded, loader } from "./loaded.js";
 import { state } from "./state.js";
 
@@ -44,7 +44,7 @@ function make() {
 
   function add(name) {
     const { element: label, input } = toggle(name, wanted.has(name), (on) => (on ? wanted.add(name) : wanted.delete(name)));
-    const weight = control(WEIGHT, `${name} weight`);
+    const weight = shortly(control(WEIGHT, "weight"), "Weight", `${name} weight`);
     weight.element.addEventListener("input", () => {
       input.checked = true; // who moves it wants it
       wanted.add(name);

@@ -18,49 +18,34 @@ const PREVIEWS = { format: "jpeg", quality: 85, max_rate: 20 };
 const LARGEST_PREVIEW = 512; // pixels of the longer side
 const MOST_TRIES = 2; // where the host has forgotten a picture
 
-const under_way = new Map(); // number -> Job; the newest last
+const underWay = new Map(); // number -> Job; the newest last
 let sent = 0;
 let shown = 0; // the newest request that anything has come back of
 let refused = 0; // the newest one that was not taken
 
-/** Send the controls as they are. `focus` leads to what is wrong. */
-export async function make({ focus = false } = {}, tries = MOST_TRIES) {
+/**
+ * Send the controls as they are; it ends when the request is on its way. With `isLive` it takes the place of the one
+ * before; `focus` leads to what is wrong.
+ */
+export async function make({ isLive = false, focus = false } = {}, tries = MOST_TRIES) {
   const number = ++sent;
+  document.documentElement.dataset.sent = number;
   try {
     const request = await params();
     const size = { width: request.width ?? state.size.width, height: request.height ?? state.size.height };
-    const job = generate({ ...request, ...how(size) });
-    under_way.set(number, job);
-    const ended = follow(job, number, request, size, { focus, tries });
+    const job = generate({ ...request, ...how(size), ...(isLive && { slot: SLOT, min_steps_shown: 1 }) });
+    underWay.set(number, job);
     update();
-    return ended;
+    const again = () => tries > 1 && number === sent && make({ isLive, focus }, tries - 1);
+    follow({ job, number, request, size, focus, again, seeds: [], progress: new Progress() });
   } catch (error) {
     showError(error, form, focus);
   }
 }
 
-/** As `make`, for live mode: it ends when the request is on its way. */
-export async function send() {
-  let isSent;
-  const sending = new Promise((resolve) => (isSent = resolve));
-  const number = ++sent;
-  try {
-    const request = await params();
-    const size = { width: request.width ?? state.size.width, height: request.height ?? state.size.height };
-    const job = generate({ ...request, ...how(size), slot: SLOT, min_steps_shown: 1 });
-    under_way.set(number, job);
-    follow(job, number, request, size, { focus: false, tries: MOST_TRIES });
-    update();
-  } catch (error) {
-    showError(error, form);
-  }
-  isSent();
-  return sending;
-}
-
 /** Stop what is under way; false where nothing is. */
 export function cancelAll() {
-  if (under_way.size === 0) return false;
+  if (underWay.size === 0) return false;
   call("cancel", { all: true }).catch(() => {});
   return true;
 }
@@ -71,20 +56,14 @@ function how({ width, height }) {
   return { stream: { steps: true, previews: { ...PREVIEWS, size, previewer }, latents: latentsWanted() } };
 }
 
-async function follow(job, number, request, size, { focus, tries }) {
-  const made = { job, number, request, size, seeds: [], progress: new Progress() };
+async function follow(made) {
   try {
-    for await (const event of job) HANDLERS[event.event]?.(made, event);
+    for await (const event of made.job) HANDLERS[event.event]?.(made, event);
   } catch (error) {
-    if (error.code === "unknown_image" && tries > 1) {
-      sendAgain();
-      under_way.delete(number);
-      if (number === sent) return make({ focus }, tries - 1);
-    } else {
-      failed(made, error, focus);
-    }
+    if (error.code === "unknown_image") sendAgain();
+    if (error.code !== "unknown_image" || !made.again()) failed(made, error);
   } finally {
-    under_way.delete(number);
+    underWay.delete(made.number);
     update();
   }
 }
@@ -113,7 +92,7 @@ const HANDLERS = {
   },
   step: (made, event) => isNewest(made) && made.progress.step(event),
   preview(made, { index, image }) {
-    if (isNewest(made)) tileOf(index)?.show(new Blob([image.data], { type: `image/${image.format}` }));
+    if (isNewest(made)) tileOf(index)?.show(new Blob([image.data], { type: `image/${image.format}` }), made.number);
   },
   latents: (made, { index, latents }) => index === 0 && isNewest(made) && showLatents(latents),
   image(made, event) {
@@ -129,7 +108,7 @@ const HANDLERS = {
     });
     addEntry(entry);
     if (!isNewest(made)) return;
-    tileOf(event.index)?.show(blob);
+    tileOf(event.index)?.show(blob, made.number);
     finished(event.index, entry, made.seeds.length);
   },
   result(made, { result }) {
@@ -139,18 +118,17 @@ const HANDLERS = {
   },
 };
 
-function failed(made, error, focus) {
-  const isQuiet = error.code === "superseded";
-  if (isQuiet) return;
-  if (made.number === sent) {
-    refused = made.number;
+function failed({ number, focus, progress }, error) {
+  if (error.code === "superseded") return;
+  if (number === sent) {
+    refused = number;
     clearErrors(form);
     showError(error, form, focus);
   }
-  if (made.number >= shown) made.progress.ended(error.code === "cancelled" ? "Cancelled" : "Not finished");
+  if (number >= shown) progress.ended(error.code === "cancelled" ? "Cancelled" : "Not finished");
 }
 
 function update() {
-  byId("cancel").disabled = under_way.size === 0;
-  document.documentElement.dataset.making = String(under_way.size);
+  byId("cancel").disabled = underWay.size === 0;
+  document.documentElement.dataset.making = String(underWay.size);
 }
