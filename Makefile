@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SETUP := pyproject.toml constraints.txt Makefile
 EXAMPLES := $(dir $(wildcard examples/plugins/*/pyproject.toml))
 
-.PHONY: serve test slow examples check format bench fuzz sequences soak eval clean
+.PHONY: serve test slow examples check format bench screenshots fuzz sequences soak eval clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/latentwire serve $(ARGS)
@@ -49,6 +49,10 @@ bench: $(VENV)/serve.done
 	$(BIN)/python benchmarks/fanout.py
 	$(BIN)/python benchmarks/startup.py --rounds 1 --caches warm
 	$(BIN)/python benchmarks/hooks.py --rounds 2
+
+# the README's pictures of the page
+screenshots: $(VENV)/dev.done
+	LATENTWIRE_SCREENSHOTS=docs/images $(BIN)/pytest -q tests/test_page_screenshots.py $(ARGS)
 
 # five minutes of random frames; ARGS="--seconds 60 --seed 7"
 fuzz: $(VENV)/dev.done

@@ -1,4 +1,4 @@
-"""The Starlette app: `/ws`, tickets, health, and a plain page."""
+"""The Starlette app: `/ws`, tickets, health, and the page."""
 
 import asyncio
 import logging
@@ -23,10 +23,11 @@ from .access import Access
 from .codec import SUBPROTOCOL
 from .connection import Connection
 from .door import SOCKET, Door
-from .page import PAGE_HEADERS, page
+from .page import Page
 from .plugin_routes import PluginRoutes
 from .sessions import Sessions
 from .tickets import LIFE_S
+from .web_files import WebFiles
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ def create_app(host: Host) -> Starlette:
 
     access = Access(host.settings.server)
     sessions = Sessions(host, access)
+    web_files = WebFiles()
+    page = Page(web_files)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
@@ -70,9 +73,9 @@ def create_app(host: Host) -> Starlette:
     async def ready(_: Request) -> Response:
         return JSONResponse({"ready": host.is_ready}, 200 if host.is_ready else 503)
 
-    async def home(_: Request) -> Response:
+    async def home(request: Request) -> Response:
         names = sorted(str(file.relative_to(DOCS).with_suffix("")) for file in DOCS.rglob("*.md"))
-        return HTMLResponse(page(names, host.plugins.reports), headers=PAGE_HEADERS)
+        return HTMLResponse(page.html(names, host.plugins.reports), headers=page.headers(request.headers["host"]))
 
     async def doc(request: Request) -> Response:
         file = DOCS / f"{request.path_params['name']}.md"
@@ -86,12 +89,13 @@ def create_app(host: Host) -> Starlette:
         Route("/healthz", health),
         Route("/readyz", ready),
         Route("/", home),
+        Route("/web/{key}/{name:path}", web_files.answer),
         Route("/docs/{name:path}", doc),
     ]
     app = Starlette(lifespan=lifespan, routes=[*routes, PluginRoutes(host)])
     origins = host.settings.server.allowed_origins
     app.state.sessions = sessions
-    app.add_middleware(Door, access=access, counters=host.counters)
+    app.add_middleware(Door, access=access, counters=host.counters, web_files=web_files)
     if origins:  # around the door: a refused page may read why, and a browser asks first without a token
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return app

@@ -7,11 +7,12 @@ from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..core.caller import SCOPE_KEY
+from ..core.caller import SCOPE_KEY, Caller
 from ..core.counters import Counters
 from ..core.errors import Unauthorized
 from .access import MISSING, Access, Forbidden
-from .page import PAGE_HEADERS, login_page
+from .login import LOGIN_HEADERS, login_page
+from .web_files import WebFiles
 
 HEALTH = {"/healthz", "/readyz"}
 SOCKET = "/ws"  # where the token may come as the first message
@@ -25,8 +26,9 @@ HEADERS = {
 class Door:
     """An ASGI app around the host's own. Sets the scope's `latentwire.caller`; None on WebSockets yet to log in."""
 
-    def __init__(self, app: ASGIApp, access: Access, counters: Counters) -> None:
+    def __init__(self, app: ASGIApp, access: Access, counters: Counters, web_files: WebFiles) -> None:
         self._app = app
+        self._web_files = web_files
         self._access = access
         self._counters = counters
 
@@ -42,7 +44,7 @@ class Door:
     def _refusal(self, scope: MutableMapping[str, Any], connection: HTTPConnection) -> Response | None:
         try:
             self._access.check_page(connection)
-            scope[SCOPE_KEY] = self._access.caller(connection)
+            scope[SCOPE_KEY] = self._caller(connection)
         except Forbidden as error:
             self._counters.add("refused_connections", "page")
             return PlainTextResponse(f"{error}\n", 403)
@@ -54,6 +56,11 @@ class Door:
             return _unauthorized(connection, MISSING)
         return None
 
+    def _caller(self, connection: HTTPConnection) -> Caller | None:
+        if connection.scope["type"] == "http" and self._web_files.has_key(connection.scope["path"]):
+            return Caller.nobody_known()  # the page told the key, and files are all there is below it
+        return self._access.caller(connection)
+
 
 def _asks_for_health(scope: Scope) -> bool:
     return scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] in HEALTH
@@ -62,7 +69,7 @@ def _asks_for_health(scope: Scope) -> bool:
 def _unauthorized(connection: HTTPConnection, reason: str) -> Response:
     headers = {"WWW-Authenticate": "Bearer"}
     if connection.scope.get("method") == "GET" and "text/html" in connection.headers.get("accept", ""):
-        return HTMLResponse(login_page(reason), 401, headers | PAGE_HEADERS)
+        return HTMLResponse(login_page(reason), 401, headers | LOGIN_HEADERS)
     return PlainTextResponse(f"{reason}\n", 401, headers)
 
 

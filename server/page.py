@@ -1,104 +1,65 @@
-"""The plain page at `/`: what this is, and where to read on; and the one that asks for the token."""
+"""The page at `/`: the template of `web/`, with what only this host knows."""
 
 import base64
 import hashlib
+import json
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+from string import Template
 
 from .. import __version__
 from ..core.plugin_host import PluginReport
+from .web_files import WebFiles
 
-STYLE = """
-body { font: 1.1rem/1.6 system-ui, sans-serif; max-width: 42rem; margin: 3rem auto; padding: 0 1rem;
-       color-scheme: light dark }
-code, pre { font-family: ui-monospace, monospace }
-pre { font-size: .9rem; padding: 1rem; border: 1px solid; border-radius: .4rem; overflow: auto }
-input, button { font: inherit; padding: .3rem .6rem }
-"""
-
-# Links cannot carry the token, so each gets a ticket. The token stays in this tab of the browser.
-SCRIPT = """
-const token = sessionStorage.getItem("latentwire.token");
-async function go(path, token) {
-  const answer = await fetch("/ticket", {method: "POST", headers: {Authorization: `Bearer ${token}`}});
-  if (!answer.ok) return false;
-  location.assign(`${location.origin}${path}?ticket=${(await answer.json()).ticket}`);
-  return true;
-}
-const form = document.querySelector("form");
-if (form && token) go(location.pathname, token);  // the page was loaded again
-if (location.search) history.replaceState(null, "", location.pathname);
-form?.addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const given = new FormData(event.target).get("token");
-  sessionStorage.setItem("latentwire.token", given);
-  const taken = await go(location.pathname, given);
-  if (!taken) document.querySelector("[role=alert]").textContent = "That is not its token.";
-});
-if (token) document.addEventListener("click", (event) => {
-  const link = event.target.closest("a[href^='/docs/']");
-  if (!link) return;
-  event.preventDefault();
-  go(link.pathname, token);
-});
-"""
+MODULES = {"latentwire": "client/latentwire.js", "@msgpack/msgpack": "client/vendor/msgpack.js"}
 
 
-def _hash(text: str) -> str:
+class Page:
+    """The page of one host."""
+
+    def __init__(self, files: WebFiles) -> None:
+        self._files = files
+        self._template = Template((Path(__file__).with_name("web") / "index.html").read_text(encoding="utf-8"))
+        self._modules = json.dumps({"imports": {name: files.path + file for name, file in MODULES.items()}})
+
+    def html(self, docs: Sequence[str], plugins: Sequence[PluginReport]) -> str:
+        """It needs the files, and nothing of elsewhere."""
+        scripts = [name for name in self._files.names if name.endswith(".js") and name != "theme.js"]
+        return self._template.substitute(
+            web=self._files.path,
+            version=__version__,
+            modules=self._modules,
+            preloads="\n".join(f'<link rel="modulepreload" href="{self._files.path}{name}">' for name in scripts),
+            docs="\n".join(f'<li><a href="/docs/{escape(name)}">{escape(name)}</a></li>' for name in docs),
+            plugins="\n".join(f"<li>{_plugin(report)}</li>" for report in plugins),
+        )
+
+    def headers(self, host: str) -> dict[str, str]:
+        """What a browser may do with the page; older ones do not take `'self'` for the WebSocket.
+
+        Args:
+            host: What the request calls this host, a name that the door has let through.
+        """
+        policy = {
+            "default-src": "'none'",
+            "script-src": f"'self' {digest(self._modules)}",
+            "style-src": "'self'",
+            "img-src": "'self' blob: data:",
+            "connect-src": f"'self' ws://{host} wss://{host}",
+            "form-action": "'none'",
+            "base-uri": "'none'",
+            "frame-ancestors": "'none'",
+            "require-trusted-types-for": "'script'",
+        }
+        return {"Content-Security-Policy": "; ".join(map(" ".join, policy.items())), "Cache-Control": "no-store"}
+
+
+def digest(text: str) -> str:
+    """A script or style as a policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-PAGE_HEADERS = {
-    "Content-Security-Policy": f"default-src 'none'; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; "
-    "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-}
-
-
-def page(docs: list[str], plugins: Sequence[PluginReport]) -> str:
-    """HTML that needs nothing else."""
-    links = "\n".join(f'<li><a href="/docs/{escape(name)}">{escape(name)}</a></li>' for name in docs)
-    rows = "\n".join(f"<li>{_plugin(report)}</li>" for report in plugins)
-    return _page(
-        f"""<p>This host makes pictures with diffusion pipelines and streams every denoising step over one WebSocket,
-<code>/ws</code>. Version {__version__}.</p>
-<pre>latentwire generate "red apple on a blue background" -o apple.png</pre>
-<h2>Plugins</h2>
-<ul>
-{rows}
-</ul>
-<h2>Read on</h2>
-<ul>
-{links}
-</ul>
-<p><a href="/healthz">health</a> · <a href="/readyz">readiness</a></p>"""
-    )
 
 
 def _plugin(report: PluginReport) -> str:
     what = f"<code>{escape(report.name)}</code> {escape(report.version or '')} {report.state}"
     return f"{what}: {escape(report.error)}" if report.error else what
-
-
-def login_page(reason: str) -> str:
-    """HTML that asks for the token and comes back with a ticket."""
-    return _page(
-        f"""<p>This host asks for its token, which it printed when it started.</p>
-<form><label>Token <input name="token" type="password" autocomplete="current-password" required autofocus></label>
-<button>Enter</button></form>
-<p role="alert"></p>
-<p><small>{escape(reason)}</small></p>"""
-    )
-
-
-def _page(body: str) -> str:
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>latentwire</title>
-<style>{STYLE}</style>
-<h1>latentwire</h1>
-{body}
-<script>{SCRIPT}</script>
-</html>
-"""

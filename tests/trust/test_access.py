@@ -1,6 +1,7 @@
 """Who is let in: tokens, tickets, keys, Host and Origin, on HTTP and WebSocket; against a real server."""
 
 import asyncio
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -159,6 +160,7 @@ def test_beyond_loopback_a_token_is_made_unless_anyone_may_connect(tmp_path: Pat
 
 
 PATHS = ["/", "/docs/protocol", "/ticket", "/metrics", "/results/x.png", "/pipeline-state/", "/nowhere", "/ws"]
+PATHS += ["/web/", "/web/app.js", "/web/AAAAAAAAAAAAAAAAAAAAAA/app.js", "/web/AAAAAAAAAAAAAAAAAAAAAA/"]
 AROUND = ["/?token={token}", "/?ticket=x", "/?ticket=", "/healthz/../", "/healthz/", "/Healthz", "/healthz%2f"]
 HEADERS: list[dict[str, Any]] = [
     {},
@@ -194,6 +196,33 @@ def test_the_header_opens_everything(guarded: Server) -> None:
         assert guarded.get("/metrics", Authorization=f"bearer {token}")[0] == 200
         with connect_sync(guarded.url, additional_headers={"Authorization": f"Bearer {token}"}) as socket:
             assert msgpack.unpackb(socket.recv())["event"] == "hello"
+
+
+def test_the_pages_files_are_for_those_who_have_the_page(guarded: Server) -> None:
+    def get(path: str, method: str = "GET", **headers: str) -> int:
+        return guarded.get(path, method, **headers)[0]
+
+    page = guarded.get("/", Authorization=BEARER)[1].decode()
+    path = re.findall(r'src="(/web/[\w-]{22}/)app.js"', page)[0]
+    files = set(re.findall(rf'(?:src|href)="({path}[\w./-]+)"', page))
+    assert {"app.js", "style.css", "theme.js", "client/latentwire.js"} <= {file.removeprefix(path) for file in files}
+    assert {get(file) for file in files} == {200}
+    for other in (path, path + "nothing.js", path + "../page.py", path + "index.html", path + "%2e%2e/page.py"):
+        assert get(other) == 404, other
+    for wrong in (
+        path[:-1],
+        path[:-2] + "/app.js",
+        path.lower() + "app.js",
+        path + "/../../docs/protocol",
+        f"/x{path}app.js",
+    ):
+        assert get(wrong) in (401, 404), wrong
+    assert get(path + "app.js", Origin="http://evil.example") == 403
+    assert get(path + "app.js", Host="evil.example") == 403
+    assert get(path + "app.js", "POST") == 405
+    assert status(guarded.raw(handshake(path + "app.js"))) == 401
+    assert get(path.replace(path[5:9], "AAAA") + "app.js") == 401
+    assert get(path.replace(path[5:9], "AAAA") + "app.js", Authorization=BEARER) == 404
 
 
 @in_loop

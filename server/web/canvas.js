@@ -1,0 +1,151 @@
+// One layer that is drawn on: strokes, pictures, undo; and the file that it is for the host.
+
+import { Picture } from "./pictures.js";
+import { state } from "./state.js";
+
+const MOST_UNDO = 30;
+
+export class Layer {
+  canvas = document.createElement("canvas");
+  isEmpty = true;
+
+  #ground; // colour below what is drawn, in the file
+  #drawing;
+  #undo = []; // what there was before, the newest last
+  #stroke = null;
+  #picture = null; // what is drawn now, as a file
+  #listeners = [];
+
+  constructor(ground) {
+    this.#ground = ground;
+    this.#drawing = this.canvas.getContext("2d", { willReadFrequently: true });
+    state.watch("size", (size) => this.#resize(size));
+  }
+
+  /** Call `listener` after each change by hand. */
+  onChange(listener) {
+    this.#listeners.push(listener);
+  }
+
+  /** Begin a stroke. `pen`: width in pixels, colour, and whether it erases. */
+  begin(point, pen) {
+    this.#keep();
+    this.#stroke = { ...pen, from: point };
+    this.move(point);
+  }
+
+  move(point) {
+    const { from, width, colour, erases } = this.#stroke;
+    const drawing = this.#drawing;
+    drawing.globalCompositeOperation = erases ? "destination-out" : "source-over";
+    drawing.strokeStyle = colour;
+    drawing.lineWidth = width;
+    drawing.lineCap = drawing.lineJoin = "round";
+    drawing.beginPath();
+    drawing.moveTo(from.x, from.y);
+    drawing.lineTo(point.x, point.y);
+    drawing.stroke();
+    drawing.globalCompositeOperation = "source-over";
+    this.#stroke.from = point;
+    if (!erases) this.isEmpty = false;
+    this.#changed();
+  }
+
+  end() {
+    this.#stroke = null;
+  }
+
+  get isDrawing() {
+    return this.#stroke !== null;
+  }
+
+  fill(colour) {
+    this.#keep();
+    this.#drawing.fillStyle = colour;
+    this.#drawing.fillRect(0, 0, this.canvas.width, this.canvas.height);
+    this.isEmpty = false;
+    this.#changed();
+  }
+
+  clear() {
+    if (this.isEmpty) return;
+    this.#keep();
+    this.#wipe();
+    this.isEmpty = true;
+    this.#changed();
+  }
+
+  undo() {
+    const before = this.#undo.pop();
+    if (!before) return;
+    this.#wipe();
+    this.#drawing.drawImage(before.copy, 0, 0, this.canvas.width, this.canvas.height);
+    this.isEmpty = before.isEmpty;
+    this.#changed();
+    this.#picture = before.picture;
+  }
+
+  get canUndo() {
+    return this.#undo.length > 0;
+  }
+
+  /** Show a picture in place of all; one without a file is the host's alone, and cannot be shown. */
+  async put(picture) {
+    const bitmap = picture.blob && (await createImageBitmap(picture.blob));
+    this.#keep();
+    this.#wipe();
+    if (bitmap) {
+      const { width, height } = this.canvas;
+      const scale = Math.max(width / bitmap.width, height / bitmap.height); // as `fill` of the host does
+      const [w, h] = [bitmap.width * scale, bitmap.height * scale];
+      this.#drawing.drawImage(bitmap, (width - w) / 2, (height - h) / 2, w, h);
+      bitmap.close();
+    }
+    this.isEmpty = false;
+    this.#changed();
+    this.#picture = picture; // the very file, until something is drawn over it
+  }
+
+  /** Its id at the host; for `resolved`. */
+  async reference() {
+    this.#picture ??= this.#file();
+    return (await this.#picture).reference();
+  }
+
+  async #file() {
+    const { width, height } = this.canvas;
+    const whole = new OffscreenCanvas(width, height);
+    const drawing = whole.getContext("2d");
+    drawing.fillStyle = this.#ground;
+    drawing.fillRect(0, 0, width, height);
+    drawing.drawImage(this.canvas, 0, 0);
+    return new Picture(await whole.convertToBlob({ type: "image/png" }));
+  }
+
+  #copy() {
+    const copy = new OffscreenCanvas(this.canvas.width, this.canvas.height);
+    copy.getContext("2d").drawImage(this.canvas, 0, 0);
+    return copy;
+  }
+
+  #keep() {
+    this.#undo.push({ copy: this.#copy(), isEmpty: this.isEmpty, picture: this.#picture });
+    if (this.#undo.length > MOST_UNDO) this.#undo.shift();
+  }
+
+  #wipe() {
+    this.#drawing.clearRect(0, 0, this.canvas.width, this.canvas.height);
+  }
+
+  #changed() {
+    this.#picture = null;
+    for (const listener of this.#listeners) listener();
+  }
+
+  #resize({ width, height }) {
+    const before = this.canvas.width && !this.isEmpty ? this.#copy() : null;
+    Object.assign(this.canvas, { width, height });
+    if (before) this.#drawing.drawImage(before, 0, 0, width, height);
+    if (!(this.#picture instanceof Picture)) this.#picture = null; // the host brings a whole file to size by itself
+  }
+}

@@ -1,0 +1,14 @@
+// The keyboard, wherever the focus is.
+
+import { byId } from "./dom.js";
+
+/** `cancel` gives whether there was something to cancel, `leave` whether there was something to leave. */
+export function listen({ cancel, leave }) {
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      byId("request").requestSubmit();
+    }
+    if (event.key === "Escape" && !document.querySelector("dialog[open]") && (cancel() || leave())) event.preventDefault();
+  });
+}
