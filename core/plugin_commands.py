@@ -71,5 +71,5 @@ def _check_operator(context: CommandContext) -> None:
 
 def _plain(report: PluginReport) -> dict[str, Any]:
     row = asdict(report)
-    del row["trace"]  # of the host's machine; it is in the log
+    del row["trace"]  # which shows the host's machine
     return row

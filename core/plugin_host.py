@@ -117,7 +117,7 @@ class PluginHost:
         return bool(self._hooks[hook])
 
     def check_usable(self, table: str, given: Any) -> None:
-        """Refuse a request that asks something of a disabled plugin: without its hooks it would be ignored.
+        """Refuse a request that asks something of a plugin that is disabled or gone: it would be ignored.
 
         Args:
             table: `field` or `update field`.
@@ -126,8 +126,14 @@ class PluginHost:
         Raises:
             PluginError: it does.
         """
-        for (kind, name), plugin in self._registry.owners.items():
-            if kind == table and getattr(given, name, None) is not None:
+        owners = self._registry.owners
+        model = type(given)
+        own = {name for base in model.__bases__ for name in getattr(base, "model_fields", ())}
+        for name in model.model_fields.keys() - own:
+            if getattr(given, name) is not None:
+                plugin = owners.get((table, name))
+                if plugin is None:  # it was loaded anew meanwhile, and has it no more
+                    raise PluginError(f"there is no {table} {name!r} any more", plugin=PROJECT)
                 self._guard.strikes.check(plugin)
 
     def disable(self, name: str) -> PluginReport:
@@ -252,8 +258,7 @@ class PluginHost:
         try:
             if isinstance(module, BaseException):
                 raise module
-            plugin = load(candidate, module, self._clock, warnings)
-            self._registry.replace(plugin.entries)
+            plugin = load(candidate, module, self._clock, warnings, self._registry.replace)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -262,6 +267,7 @@ class PluginHost:
             row.plugin, row.error = None, struck_out(one_line(error))
             row.trace = struck_out("".join(traceback.format_exception(error)))
             log.error("plugin %s (%s) failed to load: %s", candidate.name, candidate.source, row.error)
+            log.debug("%s", row.trace)
             return
         row.plugin, row.error, row.trace = plugin, None, None
         for warning in warnings:

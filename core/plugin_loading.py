@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from . import api_version
 from .clock import Clock
 from .errors import LatentwireError, PluginError, SettingsError, one_line
-from .hookspecs import PROJECT, HookSpecs
+from .hookspecs import PROJECT, HookSpecs, UnloadContext
 from .plugin_registry import PluginRegistry
 from .secret_settings import hide, resolved
 from .settings import PLUGIN_NAME, PluginSettings, parse
@@ -166,11 +166,18 @@ def forget_module(candidate: Candidate) -> None:
     importlib.invalidate_caches()
 
 
-def load(candidate: Candidate, module: Any, clock: Clock, warnings: api_version.Collected) -> Plugin:
+def load(
+    candidate: Candidate,
+    module: Any,
+    clock: Clock,
+    warnings: api_version.Collected,
+    take: Callable[[PluginRegistry], None],
+) -> Plugin:
     """Make a plugin of its module: check it, give it its settings, and let it register. In the event loop's thread.
 
     Args:
         warnings: What its import has been warned of; what follows is added.
+        take: Is given what the plugin registers; may refuse it.
 
     Raises:
         SettingsError: its settings are wrong.
@@ -191,13 +198,19 @@ def load(candidate: Candidate, module: Any, clock: Clock, warnings: api_version.
     manager = new_manager()
     manager.register(subject, name)
     entries = PluginRegistry(name, settings, clock)
-    with warnings:
-        callers = manager.get_hookcallers(subject) or []
-        for caller in callers:
-            for implementation in caller.get_hookimpls():
-                _check(name, caller, implementation)
-        for implementation in manager.hook.register.get_hookimpls():
-            _named(name, "register", implementation.function)(entries)
+    try:
+        with warnings:
+            callers = manager.get_hookcallers(subject) or []
+            for caller in callers:
+                for implementation in caller.get_hookimpls():
+                    _check(name, caller, implementation)
+            for implementation in manager.hook.register.get_hookimpls():
+                _named(name, "register", implementation.function)(entries)
+        take(entries)
+    except BaseException:
+        with suppress(BaseException):  # what it has begun already
+            manager.hook.unload(context=UnloadContext(final=False))
+        raise
     return Plugin(subject, sorted(caller.name for caller in callers), entries, model, notes, list(warnings))
 
 

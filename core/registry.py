@@ -44,7 +44,7 @@ class Registry(Entries):
 
     owners: dict[tuple[str, str], str] = field(default_factory=dict)
     guard: PluginGuard = field(default_factory=lambda: PluginGuard(PLUGIN_TIMEOUT_S))
-    _pipelines: dict[tuple[str, str], type[Any]] = field(default_factory=dict)
+    _pipelines: dict[tuple[str, str], tuple[Any, type[Any]]] = field(default_factory=dict)
 
     def merge(self, addition: PluginRegistry) -> None:
         """Take over everything that a plugin registers, or nothing.
@@ -78,20 +78,19 @@ class Registry(Entries):
         }
         for kind, table in TABLES.items():
             setattr(self, table, kept[kind] | getattr(addition, table))
-        self._pipelines.clear()
 
     def _without(self, plugin: str, kind: str) -> dict[str, Any]:
         entries: dict[str, Any] = getattr(self, TABLES[kind])
         return {name: entry for name, entry in entries.items() if self.owners[kind, name] != plugin}
 
-    def owner(self, kind: str, name: str) -> str:
-        """Whose an entry is.
+    def _entry(self, kind: str, name: str) -> tuple[str, Any]:
+        """Whose an entry is, and the entry.
 
         Raises:
             PluginError: there is none, or no more: its plugin was loaded anew and no longer has it.
         """
         try:
-            return self.owners[kind, name]
+            return self.owners[kind, name], getattr(self, TABLES[kind])[name]
         except KeyError:
             raise PluginError(f"there is no {kind} {name!r} any more", plugin=CORE) from None
 
@@ -101,10 +100,11 @@ class Registry(Entries):
         Raises:
             PluginError: the plugin that brought the scheduler could not make one for this model.
         """
-        owner, where = self.owner("scheduler", name), f"scheduler {name!r}"
+        owner, make_one = self._entry("scheduler", name)
+        where = f"scheduler {name!r}"
 
         def make() -> Any:
-            scheduler = self.schedulers[name](config)
+            scheduler = make_one(config)
             if not callable(getattr(scheduler, "step", None)):
                 raise TypeError(f"got {scheduler!r:.80}, wanted a scheduler")
             return scheduler
@@ -126,16 +126,18 @@ class Registry(Entries):
         task = build.task
         if task not in self.tasks:
             return pipeline_class(family, build)
-        owner = self.owner("task", task)
-        if family not in self.tasks[task] or build.controlnets:
+        owner, pipelines = self._entry("task", task)
+        if family not in pipelines or build.controlnets:
             what = "with a ControlNet" if build.controlnets else f"with a {family}"
-            message = f"{task} of plugin {owner!r} does not work {what}; it is for {', '.join(self.tasks[task])}"
+            message = f"{task} of plugin {owner!r} does not work {what}; it is for {', '.join(pipelines)}"
             raise InvalidParams(message, [{"path": ["model"], "message": message, "got": build.model}])
         self.guard.strikes.check(owner)
-        found = self._pipelines.get((task, family))
-        if found is None:
-            found = self.guard.run(owner, f"task {task!r}", partial(_pipeline_class, self.tasks[task][family]))
-            self._pipelines[task, family] = found
+        give = pipelines[family]
+        known = self._pipelines.get((task, family))
+        if known is not None and known[0] is give:  # else its plugin was loaded anew
+            return known[1]
+        found = self.guard.run(owner, f"task {task!r}", partial(_pipeline_class, give))
+        self._pipelines[task, family] = (give, found)
         return found
 
     def check_previews(self, stream: "StreamOptions", path: "Sequence[str]" = ("stream",)) -> None:
@@ -153,7 +155,7 @@ class Registry(Entries):
             raise InvalidParams(
                 message, [{"path": [*path, "previews", "previewer"], "message": message, "got": name[:80]}]
             )
-        self.guard.strikes.check(self.owner("previewer", name))
+        self.guard.strikes.check(self._entry("previewer", name)[0])
 
     def paint(self, name: str, latents: "Array") -> "NDArray[np.uint8]":
         """A preview as a registered previewer paints it.
@@ -161,15 +163,15 @@ class Registry(Entries):
         Raises:
             PluginError: it raised, or gave something else; names the plugin that brought it.
         """
-        owner = self.owner("previewer", name)
+        owner, paint_one = self._entry("previewer", name)
 
         def paint() -> "NDArray[np.uint8]":
-            picture = self.previewers[name](latents)
+            picture = paint_one(latents)
             dtype = getattr(picture, "dtype", None)
             shape: tuple[int, ...] = getattr(picture, "shape", ())
             if str(dtype) != "uint8" or len(shape) != 3 or shape[-1] != 3 or not all(shape):
                 raise TypeError(f"it painted {shape or repr(picture)[:80]} of {dtype}, wanted (h, w, 3) of uint8")
-            return picture
+            return picture  # type: ignore[no-any-return]
 
         return self.guard.run(owner, f"previewer {name!r}", paint)
 
@@ -179,13 +181,14 @@ class Registry(Entries):
         Raises:
             PluginError: it raised, or gave something else; names the plugin that brought it.
         """
-        owner = self.owner("preprocessor", name)
+        owner, preprocessor = self._entry("preprocessor", name)
 
         def apply() -> "PILImage":
-            result = self.preprocessors[name].apply(picture, options)
+            result = preprocessor.apply(picture, options)
             if getattr(result, "size", None) != picture.size:
                 raise ValueError(f"of a picture of {picture.size} it made {getattr(result, 'size', repr(result)[:80])}")
-            return result.convert("RGB")
+            made: PILImage = result.convert("RGB")
+            return made
 
         return self.guard.run(owner, f"preprocessor {name!r}", apply)
 

@@ -149,6 +149,7 @@ class Runner:
             lease = self._store.lease(build, lambda *at: job.emit(Loading(job.id, build.model, *at)))
             job.before_end(partial(self._store.release, lease))  # whoever hears of the end may unload what it used
             calls = [self._call_for(job, index, build, lease) for index in range(len(job.seeds))]
+            self._plugins.check_usable("field", job.request)  # again: one may have been disabled meanwhile
             tuning = tuning_of(build, calls[0], lease)
             if job.tuning is job.first_tuning:  # else it was changed before it had to be prepared again
                 job.tuning = tuning

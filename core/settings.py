@@ -77,6 +77,13 @@ class ServerSettings(Section):
         20, ge=0, le=86_400, description="so long running jobs may take to finish once the host is told to stop"
     )
 
+    @model_validator(mode="after")
+    def _tokens_differ(self) -> Self:
+        tokens = [token for token in (self.token, self.observer_token, self.operator_token) if token is not None]
+        if len(set(tokens)) < len(tokens):
+            raise ValueError("token, observer_token and operator_token must differ: each gives other rights")
+        return self
+
 
 class EngineSettings(Section):
     """The device and how many rows share a forward (with guidance, one picture has two rows)."""

@@ -112,7 +112,8 @@ class Access:
         """Whether whoever can connect is a user of this machine, and nobody has been given more rights than others."""
         server = self._server
         known = (server.token, server.observer_token, server.operator_token)
-        return is_loopback(server.host) and not server.anyone_may_connect and known == (None, None, None)
+        others = server.anyone_may_connect or server.allowed_hosts or server.allowed_origins  # by a proxy, or a page
+        return is_loopback(server.host) and not others and known == (None, None, None)
 
     def _may(self, token: str) -> tuple[bool, bool]:
         """Whether a token is an observer's, and whether it is an operator's, who is one, too.

@@ -1,7 +1,6 @@
 """Loads plugins anew when their code is saved, for those who write them: `latentwire serve --reload`."""
 
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 from watchfiles import Change, awatch
@@ -22,12 +21,17 @@ async def reload_on_change(host: Host) -> None:
         log.warning("there is no plugin to reload: none is a file or installed, but for those that came along")
         return
     log.info("plugins that are loaded anew when their code changes: %s", ", ".join(sorted(roots)))
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it counts changes in the host's log
     async for changes in awatch(*folders, watch_filter=_is_code, debounce=DEBOUNCE_MS, step=50, recursive=False):
         changed = [Path(file) for _, file in changes]
         for name, files in roots.items():
             if any(path.is_relative_to(file) for path in changed for file in files):
-                with suppress(LatentwireError):  # the log has it, and so has the plugin's row
+                try:
                     await host.reload_plugin(name)
+                except LatentwireError:
+                    pass  # the log has it, and so has the plugin's row
+                except Exception:  # the next change has its chance
+                    log.exception("plugin %s could not be loaded anew", name)
 
 
 def _is_code(_: Change, file: str) -> bool:

@@ -53,6 +53,8 @@ def serve(file: Path | None, overrides: list[str], reload: bool = False) -> int:
     try:
         settings = _with_token(load_settings(file, os.environ, overrides))
         set_up(settings.server.log)
+        if reload:
+            logging.getLogger("latentwire.core.plugin_host").setLevel(logging.DEBUG)  # authors want the tracebacks
         listener = _listen(settings.server)
         host, app = _make(settings)
     except LatentwireError as error:

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from latentwire import Host, LatentwireError, PluginError, RemoteError, connect, connect_sync
+from latentwire.core.caller import Caller
 from latentwire.core.events import PluginsChanged
+from latentwire.core.settings import ServerSettings
+from latentwire.server.access import Access
 from latentwire.testing import Events, call, generate, plugin, running_host, serving
 from latentwire.testing.hosts import ENGINE
 
@@ -386,6 +389,33 @@ async def test_only_an_operator_switches_plugins(tmp_path: Path) -> None:
                 await job
 
 
+@pytest.mark.parametrize(
+    "setting", [{}, {"allowed_hosts": ["pictures.example"]}, {"allowed_origins": ["https://pictures.example"]}]
+)
+def test_whom_a_proxy_or_a_page_lets_in_is_no_operator(setting: dict[str, Any]) -> None:
+    access = Access(ServerSettings.model_validate(setting))
+    assert access.log_in(Caller.nobody_known(), None, None).operator == (not setting)
+
+
+def test_results_are_asked_for_while_they_are_loaded_anew(tmp_path: Path) -> None:
+    with running_host(plugin("results", folder=str(tmp_path))) as host:
+
+        async def run() -> None:
+            async def ask() -> None:
+                while not reloaded.is_set():
+                    await host.dispatch("results.list", {}, "test", Events())
+
+            reloaded = asyncio.Event()
+            asking = [asyncio.create_task(ask()) for _ in range(4)]
+            for _ in range(5):
+                await host.dispatch("plugins.reload", {"name": "results"}, "test", Events())
+            reloaded.set()
+            await asyncio.gather(*asking)
+
+        asyncio.run(run())
+        assert row(host, "results")["state"] == "loaded"
+
+
 @in_loop
 async def test_on_a_host_of_ones_own_everybody_is_the_operator(tmp_path: Path) -> None:
     with server(tmp_path) as local:
@@ -419,3 +449,80 @@ def test_a_saved_file_is_loaded_anew_by_a_server_with_reload(tmp_path: Path) -> 
                 time.sleep(0.05)
         else:
             pytest.fail("it was not loaded again")
+
+
+def test_a_job_whose_plugin_is_disabled_before_it_is_prepared_fails_and_is_not_made_without_it(tmp_path: Path) -> None:
+    slow = """
+        import time
+        from latentwire import *
+
+        @hookimpl
+        def modify_build(context):
+            time.sleep(0.5)
+    """
+    with running_host(write(tmp_path, "slow", source=slow), write(tmp_path, "one")) as host:
+
+        async def run() -> None:
+            job = asyncio.create_task(host.dispatch("generate", {"prompt": "x", "one": {}}, "test", Events()))
+            await asyncio.sleep(0.1)
+            await host.dispatch("plugins.disable", {"name": "one"}, "test", Events())
+            with pytest.raises(PluginError, match="plugin 'one' is disabled by an operator"):
+                await job
+
+        asyncio.run(run())
+
+
+def test_a_command_of_code_that_was_replaced_is_no_strike_of_the_new_one(tmp_path: Path) -> None:
+    ends = """
+        import asyncio
+        from latentwire import *
+
+        class Plugin:
+            def __init__(self):
+                self.ended = asyncio.Event()
+
+            @hookimpl
+            def register(self, registry):
+                registry.add_command("ends.wait", NoParams, self.wait)
+
+            @hookimpl
+            def unload(self, context):
+                self.closed = True
+
+            async def wait(self, context, params):
+                while not hasattr(self, "closed"):
+                    await asyncio.sleep(0.01)
+                raise ValueError("its file is closed")
+    """
+    with running_host(write(tmp_path, "ends", source=ends)) as host:
+
+        async def run() -> None:
+            for _ in range(4):
+                waiting = asyncio.create_task(host.dispatch("ends.wait", {}, "test", Events()))
+                await asyncio.sleep(0.05)
+                await host.dispatch("plugins.reload", {"name": "ends"}, "test", Events())
+                with pytest.raises(PluginError, match=r"was loaded anew while ends\.wait ran; send it again"):
+                    await waiting
+
+        asyncio.run(run())
+        assert row(host, "ends")["state"] == "loaded"
+
+
+def test_what_a_plugin_began_before_it_was_refused_ends(tmp_path: Path) -> None:
+    begins = """
+        from latentwire import *
+
+        class Plugin:
+            @hookimpl
+            def register(self, registry):
+                registry.add_field("one", Strict)
+
+            @hookimpl
+            def unload(self, context):
+                open("{word}", "w").close()
+    """
+    told = tmp_path / "told"
+    plugins = [write(tmp_path, "one"), write(tmp_path, "begins", str(told), begins)]
+    with pytest.raises(PluginError, match="is taken by 'one'"), running_host(*plugins):
+        pass
+    assert told.exists()

@@ -215,3 +215,8 @@ def test_hints_reach_into_a_plugins_nested_settings_and_its_values_are_not_shown
     assert "unknown key 'inner.strenght', did you mean 'strength'?" in message({"inner": {"strenght": 1}})
     assert "unknown key 'many.0.strenght', did you mean 'strength'?" in message({"many": [{"strenght": 1}]})
     assert "secret" not in message({"key": "secret"})
+
+
+def test_tokens_that_give_different_rights_must_differ() -> None:
+    with pytest.raises(SettingsError, match="must differ"):
+        load_settings(overrides=["server.token=0123456789abcdef", "server.operator_token=0123456789abcdef"])

@@ -92,7 +92,8 @@ class Plugin:
 
     @hookimpl
     def unload(self, context: UnloadContext) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if context.final:  # else commands under way need them; they end with the last of those
+            self._threads.shutdown(wait=False, cancel_futures=True)
         if self._store is not None:
             self._store.close()
 
