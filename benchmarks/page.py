@@ -1,4 +1,4 @@
-"""The page in Chromium: until it can be used, from a key stroke in live mode to the first preview, and its longest task.
+"""The page in Chromium: until it can be used, from a key stroke to its first preview, and the longest task.
 
 Needs Playwright and Chromium: `pip install playwright`, and Debian's package chromium.
 
@@ -18,7 +18,7 @@ PROMPT = "red apple on a blue background"
 FAST_TYPING_MS = 150
 PATIENCE_MS = 120_000
 
-# In the page: from each key stroke to the first picture of a request that has it, and what kept the page from answering.
+# In the page: from each key stroke to the first picture of a request that has it, and what kept the page busy.
 WATCH = """() => {
   window.figures = { delays: [], pictures: 0, tasks: [] };
   const root = document.documentElement;

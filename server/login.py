@@ -20,7 +20,8 @@ p { margin: 0 0 1rem; color: var(--muted) }
 label { display: block; font-weight: 600; margin-bottom: .3rem }
 input, button { box-sizing: border-box; width: 100%; font: inherit; padding: .55rem .7rem; border-radius: .5rem }
 input { border: 1px solid var(--line); background: var(--ground); color: inherit }
-button { margin-top: .8rem; border: 0; background: var(--accent); color: var(--on-accent); font-weight: 600; cursor: pointer }
+button { margin-top: .8rem; border: 0; background: var(--accent); color: var(--on-accent); font-weight: 600;
+         cursor: pointer }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px }
 [role=alert] { min-height: 1.5em; margin: .6rem 0 0; color: var(--bad) }
 small { color: var(--muted) }

@@ -1,7 +1,7 @@
 """What the page at `/` is made of: files below an address that only the page itself tells.
 
-Browsers can send no token with a script or a style, and a ticket is good for one file. So the files lie below a key that
-is made when the host starts; whoever was given the page knows it, and nobody else.
+Browsers can send no token with a script or a style, and a ticket is good for one file. So the files lie below a key
+that is made when the host starts; whoever was given the page knows it, and nobody else.
 """
 
 import hmac

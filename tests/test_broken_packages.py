@@ -11,6 +11,7 @@ import pytest
 
 from latentwire import RemoteError, connect_sync
 
+from .conftest import wait_for
 from .trust.served import Server, server
 
 PYPROJECT = """
@@ -89,6 +90,7 @@ def works(running: Server) -> None:
 def test_the_host_starts_names_the_package_and_works(tmp_path: Path, point: str) -> None:
     source, said = BROKEN[point]
     with installed(tmp_path, point, source) as running:
+        wait_for(lambda: any(f"plugin {point} " in line for line in running.log), "the log to name it")
         lines = [line for line in running.log if f"plugin {point} " in line]
         assert lines == [f"ERROR    plugin {point} (installed) failed to load: {said}"]
         assert not [line for line in running.log if "Traceback" in line]
@@ -108,6 +110,10 @@ def test_a_hook_that_raises_is_named_in_one_line_and_disabled_at_last(tmp_path: 
                 with pytest.raises(RemoteError) as caught:
                     list(client.generate("red apple", num_inference_steps=1))
                 assert caught.value.message == said
-        lines = [line for line in running.log if line.startswith("ERROR") and said in line]
-        assert len(lines) == 4  # one for each job, and one that it is disabled
+
+        def lines() -> list[str]:
+            return [line for line in running.log if line.startswith("ERROR") and said in line]
+
+        wait_for(lambda: len(lines()) >= 4, "one line for each job, and one that it is disabled")
+        assert len(lines()) == 4
         works(running)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from .browser import ROOT, browser, forgive, page, problems
-from .conftest import Served, serving
+from .conftest import ENGINE, Served, serving
 from .page_parts import (
     PICTURE,
     PROMPT,
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["browser", "page", "problems"]
 
 TINT = {"name": "tint", "path": ROOT / "examples/plugins/tint.py", "enabled": False}
-VIOLATIONS = "addEventListener('securitypolicyviolation', (e) => console.error('CSP: ' + e.violatedDirective + ' ' + e.blockedURI))"
+VIOLATIONS = """addEventListener("securitypolicyviolation", (event) =>
+  console.error(`CSP: ${event.violatedDirective} ${event.blockedURI}`));"""
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_a_picture_to_start_from_and_a_mask(app: "Page") -> None:
     generate(app, PROMPT, seed=5, num_inference_steps=8)
     before = pixels(app)
     app.get_by_role("button", name="Start from it").click()
-    assert app.get_by_role("switch", name="Use image to image").is_checked()
+    until(app, app.get_by_role("switch", name="Use image to image").is_checked, "its switch to be on")
     app.get_by_role("button", name="Mask", exact=True).and_(app.locator(".tab")).click()
     app.get_by_role("slider", name="Brush size").fill("32")
     for place in (0.1, 0.3, 0.5, 0.7, 0.9):
@@ -172,6 +173,18 @@ def test_the_keyboard_generates_and_cancels(app: "Page") -> None:
     app.locator("#progress-text", has_text="Cancelled").wait_for()
     idle(app)
     assert thumbs(app).count() == 0
+
+
+def test_who_waits_is_told_the_place_in_the_queue(page: "Page") -> None:
+    with serving(engine=ENGINE | {"max_running": 1}) as busy:
+        open_page(page, busy.http)
+        fill(page, prompt=PROMPT, num_inference_steps=1000)
+        for text in ("Step ", "Place 1 in the queue"):
+            page.get_by_role("button", name="Generate").click()
+            page.locator("#progress-text", has_text=text).wait_for()
+        page.get_by_role("button", name="Cancel").click()
+        idle(page)
+        page.close()  # before the host goes
 
 
 def test_a_seed_is_new_each_time_unless_it_is_kept(app: "Page") -> None:

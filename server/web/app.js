@@ -19,6 +19,7 @@ const CONNECTION = {
   connecting: "Connecting",
   open: "Connected",
   lost: "Connection lost, trying again",
+  closing: "The host is shutting down",
   closed: "Not connected",
   refused: "Not connected: load the page again",
 };
@@ -30,7 +31,6 @@ function change() {
 }
 
 request.addEventListener("input", change);
-request.addEventListener("change", change); // of switches and selections
 request.addEventListener("submit", (event) => {
   event.preventDefault();
   if (state.connection !== "open") return showProblem("There is no connection to the host just now.");
@@ -38,7 +38,10 @@ request.addEventListener("submit", (event) => {
   if (state.live) live.poke();
   else make({ focus: true });
 });
-byId("live").addEventListener("change", ({ target }) => (state.live = target.checked));
+byId("live").addEventListener("change", ({ target }) => {
+  state.live = target.checked;
+  change();
+});
 byId("cancel").addEventListener("click", cancelAll);
 byId("theme").addEventListener("click", window.switchTheme);
 onReuse(change);

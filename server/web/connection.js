@@ -20,6 +20,7 @@ export async function open() {
   for (let pause = 250; ; pause = Math.min(2 * pause, 5000)) {
     try {
       host = await connect(address, { token, key: key(), onstate });
+      host.on("closing", () => (state.connection = "closing"));
       begin();
       return;
     } catch (error) {

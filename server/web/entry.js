@@ -2,6 +2,9 @@
 
 import { call } from "./connection.js";
 
+const MOST_FILES = 100; // kept of those that the host has as well
+const kept = new Set(); // entries, the longest unused first
+
 export class Entry {
   #blob;
   #fetching = null;
@@ -10,23 +13,31 @@ export class Entry {
   constructor({ id = null, blob = null, prompt, seed, width, height, created, request, imageId = null }) {
     Object.assign(this, { id, prompt, seed, width, height, created, request, imageId });
     this.#blob = blob;
+    if (id && blob) this.#keep();
   }
 
   /** Its file. */
   async blob() {
-    this.#fetching ??= this.#fetch();
-    return this.#fetching;
+    if (!this.#blob) {
+      this.#fetching ??= this.#fetch().finally(() => (this.#fetching = null));
+      this.#blob = await this.#fetching;
+    }
+    if (this.id) this.#keep();
+    return this.#blob;
   }
 
   async #fetch() {
-    if (this.#blob) return this.#blob;
-    try {
-      const { image } = await call("results.get", { id: this.id });
-      return new Blob([image.data], { type: "image/png" });
-    } catch (error) {
-      this.#fetching = null;
-      throw error;
-    }
+    const { image } = await call("results.get", { id: this.id });
+    return new Blob([image.data], { type: "image/png" });
+  }
+
+  #keep() {
+    kept.delete(this);
+    kept.add(this);
+    if (kept.size <= MOST_FILES) return;
+    const [oldest] = kept;
+    kept.delete(oldest);
+    oldest.#blob = null;
   }
 
   get title() {

@@ -94,13 +94,15 @@ list.addEventListener("keydown", (event) => {
   choose(all[to]);
 });
 
-onShown((entry) => {
+function mark(entry) {
   for (const [one, item] of items) {
     const button = item.firstChild;
     if (one === entry) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");
   }
-});
+}
+
+onShown(mark);
 
 onPicture({
   reuse({ request, seed }) {
@@ -140,7 +142,9 @@ async function load(before = null) {
     next = answer.next;
     if (before === null) clear();
     const there = new Set([...items.keys()].map(({ id }) => id));
-    list.append(...answer.results.filter(({ id }) => !there.has(id)).map((row) => itemOf(new Entry(row))));
+    const rows = answer.results.filter(({ id }) => !there.has(id));
+    list.append(...rows.map((row) => itemOf(row.id === shownEntry()?.id ? shownEntry() : new Entry(row))));
+    mark(shownEntry());
   } catch {
     isKept = false; // there is no such plugin, or it has no folder
   }
@@ -151,7 +155,6 @@ async function load(before = null) {
 function clear() {
   for (const [entry, item] of items) {
     if (entry.id === null) continue;
-    if (entry === shownEntry()) forget(entry);
     item.remove();
     items.delete(entry);
   }

@@ -26,7 +26,7 @@ export class State {
 }
 
 export const state = new State({
-  connection: "connecting", // as the client says it, and "refused"
+  connection: "connecting", // as the client says it, and "closing", "refused"
   describe: null, // the host in its own words
   models: [], // rows of models.list
   model: null, // the row of the one that is chosen
