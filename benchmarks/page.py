@@ -22,16 +22,16 @@ PATIENCE_MS = 120_000
 WATCH = """() => {
   window.figures = { delays: [], pictures: 0, tasks: [] };
   const root = document.documentElement;
-  let stroke = null;
+  let strokes = [];
   document.getElementById("prompt").addEventListener("input", () => {
-    stroke = { at: performance.now(), request: Number(root.dataset.sent ?? 0) + 1 };
+    strokes.push({ at: performance.now(), request: Number(root.dataset.sent ?? 0) + 1 });
   }, true);
   new MutationObserver((changes) => {
     for (const { target } of changes) {
       figures.pictures++;
-      if (stroke === null || Number(target.dataset.of) < stroke.request) continue;
-      figures.delays.push(performance.now() - stroke.at);
-      stroke = null;
+      const shown = strokes.filter(({ request }) => request <= Number(target.dataset.of));
+      figures.delays.push(...shown.map(({ at }) => performance.now() - at));
+      strokes = strokes.filter((stroke) => !shown.includes(stroke));
     }
   }).observe(document.getElementById("pictures"), { subtree: true, attributeFilter: ["data-of"] });
   new PerformanceObserver((list) => figures.tasks.push(...list.getEntries().map(({ duration }) => duration)))

@@ -93,6 +93,10 @@ def test_the_wheel_holds_the_code_the_model_and_the_docs(tmp_path: Path) -> None
         "latentwire/authoring/template/src/$plugin/__init__.py.tmpl",
         "latentwire/models/layouts/sdxl/unet/config.json",
         "latentwire/models/tokenizers/clip/merges.txt",
+        "latentwire/server/web/index.html",
+        "latentwire/server/web/app.js",
+        "latentwire/client/js/latentwire.js",
+        "latentwire/client/js/vendor/msgpack.js",
         "latentwire/py.typed",
     ):
         assert wanted in names

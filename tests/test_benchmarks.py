@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from .browser import NAMES
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -74,6 +77,18 @@ def test_first_preview_counts_the_steps_of_those_who_run_already() -> None:
     assert 0 <= result["steps_of_the_others"]["worst"] <= 4
     assert result["first_preview_s"]["count"] == 1
     assert_all_positive(result["first_preview_s"])
+
+
+def test_page_measures_in_a_browser() -> None:
+    pytest.importorskip("playwright")
+    if not any(map(shutil.which, NAMES)):
+        pytest.skip("there is no Chromium on this machine")
+    result = printed("page.py", "--loads", "1", "--strokes", "2")
+    for name in ("ready_ms", "ready_again_ms", "first_preview_ms", "first_preview_while_typing_ms"):
+        assert_all_positive(result[name])
+    assert result["first_preview_ms"]["count"] == 2
+    assert result["pictures_shown"] > 4
+    assert result["longest_task_ms"] >= 0
 
 
 def test_cancel_leaves_no_trace_and_its_job_takes_no_further_step() -> None:
