@@ -115,6 +115,51 @@ def test_a_slider_that_is_dragged_fast_ends_on_its_last_position(app: "Page") ->
     assert thumbs(app).count() < 20
 
 
+def test_what_changes_while_a_request_is_on_its_way_is_sent_after_it(app: "Page") -> None:
+    script = """async () => {
+      const { Live } = await import(document.querySelector("script[type=module]").src.replace("app.js", "live.js"));
+      const sent = [];
+      let value = 0;
+      let arrive;
+      const live = new Live(() => (sent.push(value), new Promise((resolve) => (arrive = resolve))));
+      const quiet = () => new Promise((wake) => setTimeout(wake, 100));
+      for (value = 1; value <= 5; value++) live.poke();
+      await quiet();
+      for (value = 11; value <= 15; value++) live.poke();
+      await quiet();
+      const before = [...sent];
+      arrive();
+      await quiet();
+      arrive();
+      await quiet();
+      return [before, sent];
+    }"""
+    assert app.evaluate(script) == [[6], [6, 16]]
+
+
+def test_a_painting_is_followed_to_the_end_of_its_last_stroke(app: "Page") -> None:
+    fill(app, prompt=PROMPT, seed=3, num_inference_steps=10)
+    disclose(app, "Image to image")
+    app.get_by_role("spinbutton", name="Strength").fill("0.1")
+    app.get_by_role("button", name="Draw").click()
+    app.locator(".tab", has_text="Start picture").click()
+    app.get_by_label("Brush colour").fill("#2050d0")
+    app.get_by_role("button", name="Fill with the colour").click()
+    app.get_by_label("Brush colour").fill("#e02020")
+    app.get_by_role("slider", name="Brush size").fill("12")
+    app.get_by_role("switch", name="Live").check(force=True)
+    for place in (0.2, 0.4, 0.6, 0.8):
+        draw(app, [(step / 40, place) for step in range(4, 37)])
+    idle(app)
+    app.wait_for_timeout(100)
+    idle(app)
+    red = pixels(app)[:, :, 0] > pixels(app)[:, :, 2]
+    for place in (0.2, 0.4, 0.6, 0.8):
+        row = red[int(128 * place)]
+        assert row[20:112].mean() > 0.9, place
+    assert red[[8, 38, 64, 90]].mean() < 0.1  # between the strokes
+
+
 def test_a_picture_to_start_from_and_a_mask(app: "Page") -> None:
     generate(app, PROMPT, seed=5, num_inference_steps=8)
     before = pixels(app)
