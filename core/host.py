@@ -39,11 +39,12 @@ from .job_table import JobTable
 from .log_context import noting
 from .loop_watch import LoopWatch
 from .model_store import ModelStore
+from .nearest import nearest
 from .pictures import read_picture
 from .plugin_guard import PluginGuard
 from .plugin_host import PluginHost, PluginReport
 from .plugin_registry import PluginRegistry
-from .registry import CORE, Registry, nearest
+from .registry import CORE, Registry
 from .requests import GenerateRequest, UpdateRequest, with_fields
 from .runner import Runner
 from .schedulers import diffusers_schedulers

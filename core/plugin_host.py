@@ -15,7 +15,8 @@ from .api_version import Collected
 from .clock import Clock
 from .errors import InvalidParams, PluginError, one_line
 from .hook_times import HookTime
-from .hookspecs import PROJECT, UnloadContext
+from .hookspecs import PROJECT, UnloadContext, hook_names, new_manager
+from .nearest import nearest
 from .plugin_guard import Hook, PluginGuard
 from .plugin_loading import (
     Candidate,
@@ -23,12 +24,10 @@ from .plugin_loading import (
     Source,
     candidates,
     forget_module,
-    hook_names,
     load,
-    new_manager,
     read_module,
 )
-from .registry import Registry, nearest
+from .registry import Registry
 from .secret_settings import struck_out
 from .settings import PluginSettings
 
