@@ -50,7 +50,7 @@ from .runner import Runner
 from .schedulers import diffusers_schedulers
 from .settings import Settings
 from .slots import Slots
-from .subscriptions import Subscription, Subscriptions
+from .subscriptions import Subscriptions, Topic
 from .threads import workers
 from .uploads import Uploads
 
@@ -93,13 +93,13 @@ class Host:
             known = ", ".join(sorted(self.registry.schedulers))
             raise SettingsError(f"defaults.scheduler is {settings.defaults.scheduler!r}; schedulers: {known}")
         self.subscriptions = Subscriptions()
-        self.state_subscriptions: set[Subscription] = set()
-        self.plugin_subscriptions: set[Subscription] = set()
-        self.guard.strikes.on_change(self._tell_of_plugins)
+        self.state = Topic()
+        self.plugin_state = Topic()
+        self.guard.strikes.on_change(self.plugin_state.changed)
         memory = settings.engine.memory_mib
         most_rows = max(settings.engine.max_batch_rows or MOST_ROWS, settings.engine.reproducible_rows)
         models = local_models(settings.models)
-        self.store = ModelStore(models, self.device, memory and memory << 20, self.state_changed, most_rows)
+        self.store = ModelStore(models, self.device, memory and memory << 20, self.state.changed, most_rows)
         self.counters = Counters()
         self.uploads = Uploads(settings.limits.upload_mib << 20)
         self.images = ImageStore(settings.limits.images_mib << 20)
@@ -226,11 +226,6 @@ class Host:
         """What `describe` answers, until plugins come or go."""
         return describe(self)
 
-    def state_changed(self) -> None:
-        """Let those who subscribed to `pipeline.state` have a look; from any thread."""
-        for subscription in list(self.state_subscriptions):
-            subscription.wake()
-
     async def enable_plugin(self, name: str) -> PluginReport:
         """Load a plugin that the settings had disabled, or let one work again. See `PluginHost.enable`."""
 
@@ -291,11 +286,7 @@ class Host:
         """Plugins have come, gone, or been switched; on the event loop."""
         self._take_in_fields()
         self.__dict__.pop("description", None)
-        self._tell_of_plugins()
-
-    def _tell_of_plugins(self) -> None:
-        for subscription in list(self.plugin_subscriptions):
-            subscription.wake()
+        self.plugin_state.changed()
 
     def _take_in_fields(self) -> None:
         """Let the host's own commands take what plugins have added to them."""
