@@ -227,11 +227,12 @@ class Host:
         return describe(self)
 
     async def enable_plugin(self, name: str) -> PluginReport:
-        """Load a plugin that the settings had disabled, or let one work again. See `PluginHost.enable`."""
+        """Load a plugin that the settings had disabled, or let one work again. See `PluginHost.put_in`."""
 
         async def enable() -> PluginReport:
-            loaded = self.plugins.is_loaded(name)
-            return self.plugins.enable(name, None if loaded else await self._of_plugin(self.plugins.read, name))
+            if self.plugins.is_loaded(name):
+                return self.plugins.enable(name)
+            return self.plugins.put_in(name, await self._of_plugin(self.plugins.read, name))
 
         return await self._switch(enable)
 
@@ -244,13 +245,13 @@ class Host:
         return await self._switch(disable)
 
     async def reload_plugin(self, name: str) -> PluginReport:
-        """Load a plugin anew, as its code is now. See `PluginHost.reload`."""
+        """Load a plugin anew, as its code is now. See `PluginHost.put_in`."""
 
         async def reload() -> PluginReport:
             read = await self._of_plugin(self.plugins.read, name)
             with suppress(PluginError):  # the log has it
                 await self._of_plugin(self.plugins.unload, name)
-            return self.plugins.reload(name, read)
+            return self.plugins.put_in(name, read)
 
         return await self._switch(reload)
 

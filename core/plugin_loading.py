@@ -204,7 +204,7 @@ def load(
                 for implementation in caller.get_hookimpls():
                     _check(name, caller, implementation)
             for implementation in manager.hook.register.get_hookimpls():
-                _named(name, "register", implementation.function)(entries)
+                _register(name, implementation.function, entries)
         take(entries)
     except BaseException:
         with suppress(BaseException):  # what it has begun already
@@ -251,16 +251,12 @@ def _check(name: str, caller: Any, implementation: Any) -> None:
         api_version.warn(f"hook {caller.name!r}", api_version.HOOKS[caller.name])
 
 
-def _named(plugin: str, hook: str, function: Callable[..., Any]) -> Callable[..., None]:
-    """Let whatever a function raises name its plugin and hook."""
-
-    def call(*args: Any) -> None:
-        try:
-            function(*args)
-        except LatentwireError:
-            raise  # a plugin's own refusal, said in our terms
-        except BaseException as error:
-            message = f"plugin {plugin!r} failed in {hook}: {type(error).__name__}: {error}"
-            raise PluginError(message, plugin=plugin, hook=hook) from error
-
-    return call
+def _register(plugin: str, function: Callable[..., Any], entries: PluginRegistry) -> None:
+    """Let a plugin register; whatever it raises names it and the hook."""
+    try:
+        function(entries)
+    except LatentwireError:
+        raise  # its own refusal, said in our terms
+    except BaseException as error:
+        message = f"plugin {plugin!r} failed in register: {one_line(error)}"
+        raise PluginError(message, plugin=plugin, hook="register") from error
