@@ -168,7 +168,8 @@ class Host:
                 raise typed(error) from error
             log.exception("command %s failed", command, extra={"client": caller.client, "command": command})
             problem = f"{type(error).__name__}: {error}"
-            if self.registry.commands.get(command) is not entry and entry.plugin != CORE:
+            replaced = self.plugins.is_leaving(entry.plugin) or self.registry.commands.get(command) is not entry
+            if replaced and entry.plugin != CORE:
                 message = f"plugin {entry.plugin!r} was loaded anew while {command} ran; send it again"
                 raise PluginError(message, plugin=entry.plugin) from error  # no fault of the new one
             if entry.plugin != CORE:

@@ -82,6 +82,7 @@ class PluginHost:
         self._changed = changed
         self._rows: list[_Row] = []
         self._hooks: dict[str, tuple[Hook, ...]] = dict.fromkeys(hook_names(), ())
+        self._leaving: set[str] = set()
 
     @property
     def reports(self) -> list[PluginReport]:
@@ -166,6 +167,7 @@ class PluginHost:
         """
         row = self._find(name)
         self._put_in(row, *read)
+        self._leaving.discard(name)
         self._arrange()
         if row.plugin is None:
             self._changed()
@@ -180,6 +182,10 @@ class PluginHost:
         """
         return self._find(name).plugin is not None
 
+    def is_leaving(self, name: str) -> bool:
+        """Whether a plugin's code has been told to end, and is not replaced yet: what it raises now is no fault."""
+        return name in self._leaving
+
     def read(self, name: str) -> Any:
         """Import a plugin's code anew, for `put_in`; in a worker thread, for it may take its time.
 
@@ -192,7 +198,8 @@ class PluginHost:
         return self._read(row, warnings), warnings
 
     def unload(self, name: str) -> None:
-        """Let a plugin end what it runs of its own, before its code is loaded anew; in a worker thread."""
+        """Let a plugin end what it runs of its own, before `put_in` replaces its code; in a worker thread."""
+        self._leaving.add(name)
         own = [hook for hook in self._hooks["unload"] if hook.plugin == name]
         self._tell("unload", UnloadContext(final=False), own)
 
