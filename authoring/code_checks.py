@@ -4,8 +4,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..core.nearest import nearest
 from .finding import Finding
-from .names import nearest
 from .source import Source
 
 PUBLIC_MODULES = {"client", "testing"}

@@ -4,8 +4,9 @@ import ast
 from collections.abc import Iterable, Iterator
 from typing import TypeGuard
 
+from ..core.nearest import nearest
 from .finding import Finding
-from .names import hooks, nearest
+from .names import hooks
 from .source import Function, Hook, Scope, Source
 
 

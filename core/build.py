@@ -13,9 +13,27 @@ from typing import Any, Self
 
 import diffusers
 import torch
+import transformers
 
 from .errors import InvalidParams
 from .families import FAMILIES
+
+
+def _pipelines() -> dict[str, type[Any]]:
+    """All at once, while there is one thread.
+
+    diffusers imports its parts when they are first asked for, and in circles: a job and the warm-up that ask at the
+    same time break each other's imports.
+    """
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it would tell of image processors for want of torchvision
+    tables = [table for family in FAMILIES.values() for table in (family.pipelines, family.controlnet_pipelines)]
+    found = {name: getattr(diffusers, name) for table in tables for name in table.values()}
+    transformers.logging.set_verbosity(verbosity)
+    return found
+
+
+PIPELINES: Mapping[str, type[Any]] = _pipelines()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +115,7 @@ def pipeline_class(family: str, build: PipelineBuild) -> type[Any]:
         what = f"{build.task} with a ControlNet" if build.controlnets else build.task
         message = f"model {build.model!r} ({family}) cannot do {what} on this host"
         raise InvalidParams(message, [{"path": ["model"], "message": message, "got": build.model}])
-    found: type[Any] = getattr(diffusers, table[build.task])
-    return found
+    return PIPELINES[table[build.task]]
 
 
 def assemble(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 from . import plugin_commands
 from .command_context import CommandContext, NoParams
 from .errors import InvalidParams, JobCancelled, LatentwireError, TooManyJobs, copied
-from .events import Accepted, StateChanged, Subscribed
+from .events import Accepted, Event, StateChanged, Subscribed
 from .hookspecs import UpdateContext
 from .image_store import image_id
 from .job_table import EndedJob
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Params = TypeVar("Params", bound=BaseModel)
 
-STATE_PERIOD_S = 0.1  # at most so often
 MAX_DETAILS = 20  # of one error; a message may have a wrong entry for each of its bytes
 
 
@@ -224,21 +223,14 @@ async def pipeline_state(context: CommandContext, params: NoParams) -> dict[str,
 async def pipeline_subscribe(context: CommandContext, params: NoParams) -> dict[str, Any]:
     """Send the state of the pipeline now and whenever it changes, until unsubscribed."""
     host = context.host
-    told: dict[str, Any] | None = None
+
+    def look() -> tuple[Any, Event]:
+        state = pipeline_state_of(host)
+        # the engine's counters never rest
+        return {name: value for name, value in state.items() if name != "engine"}, StateChanged(state)
+
     with host.subscriptions.open(context.client) as subscription:
-        host.state_subscriptions.add(subscription)
-        try:
-            context.emit(Subscribed(subscription.id))
-            subscription.wake()
-            while await subscription.wait():
-                state = pipeline_state_of(host)
-                news = {name: value for name, value in state.items() if name != "engine"}  # its counters never rest
-                if news != told:
-                    context.emit(StateChanged(state))
-                    told = news
-                await subscription.pause(STATE_PERIOD_S)
-        finally:
-            host.state_subscriptions.discard(subscription)
+        await host.state.follow(subscription, context.emit, look)
     return {"subscription": subscription.id}
 
 

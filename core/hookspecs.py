@@ -262,3 +262,15 @@ class HookSpecs:
     @hookspec
     def unload(self, context: UnloadContext) -> None:
         """Once, before the plugin is loaded anew and when the host closes (worker thread): end threads, close files."""
+
+
+def new_manager() -> pluggy.PluginManager:
+    """A manager that knows the hooks, and no plugin."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(HookSpecs)
+    return manager
+
+
+def hook_names() -> list[str]:
+    """The names of all hooks."""
+    return [name for name in vars(HookSpecs) if not name.startswith("_")]

@@ -39,17 +39,18 @@ from .job_table import JobTable
 from .log_context import noting
 from .loop_watch import LoopWatch
 from .model_store import ModelStore
+from .nearest import nearest
 from .pictures import read_picture
 from .plugin_guard import PluginGuard
 from .plugin_host import PluginHost, PluginReport
 from .plugin_registry import PluginRegistry
-from .registry import CORE, Registry, nearest
+from .registry import CORE, Registry
 from .requests import GenerateRequest, UpdateRequest, with_fields
 from .runner import Runner
 from .schedulers import diffusers_schedulers
 from .settings import Settings
 from .slots import Slots
-from .subscriptions import Subscription, Subscriptions
+from .subscriptions import Subscriptions, Topic
 from .threads import workers
 from .uploads import Uploads
 
@@ -92,13 +93,13 @@ class Host:
             known = ", ".join(sorted(self.registry.schedulers))
             raise SettingsError(f"defaults.scheduler is {settings.defaults.scheduler!r}; schedulers: {known}")
         self.subscriptions = Subscriptions()
-        self.state_subscriptions: set[Subscription] = set()
-        self.plugin_subscriptions: set[Subscription] = set()
-        self.guard.strikes.on_change(self._tell_of_plugins)
+        self.state = Topic()
+        self.plugin_state = Topic()
+        self.guard.strikes.on_change(self.plugin_state.changed)
         memory = settings.engine.memory_mib
         most_rows = max(settings.engine.max_batch_rows or MOST_ROWS, settings.engine.reproducible_rows)
         models = local_models(settings.models)
-        self.store = ModelStore(models, self.device, memory and memory << 20, self.state_changed, most_rows)
+        self.store = ModelStore(models, self.device, memory and memory << 20, self.state.changed, most_rows)
         self.counters = Counters()
         self.uploads = Uploads(settings.limits.upload_mib << 20)
         self.images = ImageStore(settings.limits.images_mib << 20)
@@ -167,7 +168,8 @@ class Host:
                 raise typed(error) from error
             log.exception("command %s failed", command, extra={"client": caller.client, "command": command})
             problem = f"{type(error).__name__}: {error}"
-            if self.registry.commands.get(command) is not entry and entry.plugin != CORE:
+            replaced = self.plugins.is_leaving(entry.plugin) or self.registry.commands.get(command) is not entry
+            if replaced and entry.plugin != CORE:
                 message = f"plugin {entry.plugin!r} was loaded anew while {command} ran; send it again"
                 raise PluginError(message, plugin=entry.plugin) from error  # no fault of the new one
             if entry.plugin != CORE:
@@ -225,17 +227,13 @@ class Host:
         """What `describe` answers, until plugins come or go."""
         return describe(self)
 
-    def state_changed(self) -> None:
-        """Let those who subscribed to `pipeline.state` have a look; from any thread."""
-        for subscription in list(self.state_subscriptions):
-            subscription.wake()
-
     async def enable_plugin(self, name: str) -> PluginReport:
-        """Load a plugin that the settings had disabled, or let one work again. See `PluginHost.enable`."""
+        """Load a plugin that the settings had disabled, or let one work again. See `PluginHost.put_in`."""
 
         async def enable() -> PluginReport:
-            loaded = self.plugins.is_loaded(name)
-            return self.plugins.enable(name, None if loaded else await self._of_plugin(self.plugins.read, name))
+            if self.plugins.is_loaded(name):
+                return self.plugins.enable(name)
+            return self.plugins.put_in(name, await self._of_plugin(self.plugins.read, name))
 
         return await self._switch(enable)
 
@@ -248,13 +246,13 @@ class Host:
         return await self._switch(disable)
 
     async def reload_plugin(self, name: str) -> PluginReport:
-        """Load a plugin anew, as its code is now. See `PluginHost.reload`."""
+        """Load a plugin anew, as its code is now. See `PluginHost.put_in`."""
 
         async def reload() -> PluginReport:
             read = await self._of_plugin(self.plugins.read, name)
             with suppress(PluginError):  # the log has it
                 await self._of_plugin(self.plugins.unload, name)
-            return self.plugins.reload(name, read)
+            return self.plugins.put_in(name, read)
 
         return await self._switch(reload)
 
@@ -290,11 +288,7 @@ class Host:
         """Plugins have come, gone, or been switched; on the event loop."""
         self._take_in_fields()
         self.__dict__.pop("description", None)
-        self._tell_of_plugins()
-
-    def _tell_of_plugins(self) -> None:
-        for subscription in list(self.plugin_subscriptions):
-            subscription.wake()
+        self.plugin_state.changed()
 
     def _take_in_fields(self) -> None:
         """Let the host's own commands take what plugins have added to them."""

@@ -7,11 +7,9 @@ from pydantic import Field
 
 from .command_context import CommandContext, NoParams
 from .errors import Unauthorized
-from .events import PluginsChanged, Subscribed
+from .events import Event, PluginsChanged
 from .plugin_host import PluginReport
 from .requests import Strict
-
-PERIOD_S = 0.1  # at most so often
 
 
 class PluginParams(Strict):
@@ -28,21 +26,13 @@ async def list_all(context: CommandContext, params: NoParams) -> dict[str, Any]:
 async def subscribe(context: CommandContext, params: NoParams) -> dict[str, Any]:
     """Send the list of plugins now and whenever one comes, goes, is switched or fails, until unsubscribed."""
     host = context.host
-    told: list[dict[str, Any]] | None = None
+
+    def look() -> tuple[Any, Event]:
+        rows = [_plain(report) for report in host.plugins.reports]
+        return [row | {"times": None} for row in rows], PluginsChanged(rows)  # times never rest
+
     with host.subscriptions.open(context.client) as subscription:
-        host.plugin_subscriptions.add(subscription)
-        try:
-            context.emit(Subscribed(subscription.id))
-            subscription.wake()
-            while await subscription.wait():
-                rows = [_plain(report) for report in host.plugins.reports]
-                news = [row | {"times": None} for row in rows]  # which never rest
-                if news != told:
-                    context.emit(PluginsChanged(rows))
-                    told = news
-                await subscription.pause(PERIOD_S)
-        finally:
-            host.plugin_subscriptions.discard(subscription)
+        await host.plugin_state.follow(subscription, context.emit, look)
     return {"subscription": subscription.id}
 
 

@@ -15,7 +15,8 @@ from .api_version import Collected
 from .clock import Clock
 from .errors import InvalidParams, PluginError, one_line
 from .hook_times import HookTime
-from .hookspecs import PROJECT, UnloadContext
+from .hookspecs import PROJECT, UnloadContext, hook_names, new_manager
+from .nearest import nearest
 from .plugin_guard import Hook, PluginGuard
 from .plugin_loading import (
     Candidate,
@@ -23,12 +24,10 @@ from .plugin_loading import (
     Source,
     candidates,
     forget_module,
-    hook_names,
     load,
-    new_manager,
     read_module,
 )
-from .registry import Registry, nearest
+from .registry import Registry
 from .secret_settings import struck_out
 from .settings import PluginSettings
 
@@ -83,6 +82,7 @@ class PluginHost:
         self._changed = changed
         self._rows: list[_Row] = []
         self._hooks: dict[str, tuple[Hook, ...]] = dict.fromkeys(hook_names(), ())
+        self._leaving: set[str] = set()
 
     @property
     def reports(self) -> list[PluginReport]:
@@ -152,44 +152,27 @@ class PluginHost:
         self._changed()
         return self._report(row)
 
-    def enable(self, name: str, read: Any = None) -> PluginReport:
-        """Let a plugin work (again): load it where it is not, and forgive it what it was disabled for.
+    def enable(self, name: str) -> PluginReport:
+        """Let a plugin that is loaded work again, and forgive it what it was disabled for."""
+        return self._works(self._find(name), "enabled")
+
+    def put_in(self, name: str, read: Any) -> PluginReport:
+        """Load a plugin as its code is now, in its place; jobs under way go on with it. One that fails is left out.
 
         Args:
-            read: What `read` gave, where it is not loaded.
+            read: What `read` gave; where another one was loaded, `unload` comes between the two.
 
         Raises:
-            InvalidParams: there is no such plugin.
             PluginError: it failed to load, see its report.
         """
         row = self._find(name)
-        if row.plugin is None:
-            self._put_in(row, *(read or self.read(name)))
-            self._arrange()
-        if row.plugin is not None:
-            self._guard.strikes.enable(name)
-            log.info("plugin %s is enabled", name)
-        self._changed()
-        return self._outcome(row)
-
-    def reload(self, name: str, read: Any = None) -> PluginReport:
-        """Load a plugin anew, as its code is now; jobs under way go on with the new one. One that fails is left out.
-
-        Args:
-            read: What `read` gave; `unload` comes between the two.
-
-        Raises:
-            InvalidParams: there is no such plugin.
-            PluginError: it failed to load, see its report.
-        """
-        row = self._find(name)
-        self._put_in(row, *(read or self.read(name)))
+        self._put_in(row, *read)
+        self._leaving.discard(name)
         self._arrange()
-        if row.plugin is not None:
-            self._guard.strikes.enable(name)
-            log.info("plugin %s is loaded anew", name)
-        self._changed()
-        return self._outcome(row)
+        if row.plugin is None:
+            self._changed()
+            raise PluginError(f"plugin {name!r} failed to load: {row.error}", plugin=name)
+        return self._works(row, "loaded anew")
 
     def is_loaded(self, name: str) -> bool:
         """Whether a plugin is loaded, though it may be disabled.
@@ -199,8 +182,12 @@ class PluginHost:
         """
         return self._find(name).plugin is not None
 
+    def is_leaving(self, name: str) -> bool:
+        """Whether a plugin's code has been told to end, and is not replaced yet: what it raises now is no fault."""
+        return name in self._leaving
+
     def read(self, name: str) -> Any:
-        """Import a plugin's code anew, for `enable` and `reload`; in a worker thread, for it may take its time.
+        """Import a plugin's code anew, for `put_in`; in a worker thread, for it may take its time.
 
         Raises:
             InvalidParams: there is no such plugin.
@@ -211,7 +198,8 @@ class PluginHost:
         return self._read(row, warnings), warnings
 
     def unload(self, name: str) -> None:
-        """Let a plugin end what it runs of its own, before its code is loaded anew; in a worker thread."""
+        """Let a plugin end what it runs of its own, before `put_in` replaces its code; in a worker thread."""
+        self._leaving.add(name)
         own = [hook for hook in self._hooks["unload"] if hook.plugin == name]
         self._tell("unload", UnloadContext(final=False), own)
 
@@ -227,6 +215,13 @@ class PluginHost:
     def close(self) -> None:
         """Let every plugin end what it runs of its own."""
         self.tell("unload", UnloadContext(final=True))
+
+    def _works(self, row: _Row, since: str) -> PluginReport:
+        """A plugin begins to work, or begins again."""
+        self._guard.strikes.enable(row.candidate.name)
+        log.info("plugin %s is %s", row.candidate.name, since)
+        self._changed()
+        return self._report(row)
 
     def _tell(self, hook: str, context: Any, implementations: Iterable[Hook]) -> None:
         for implementation in implementations:
@@ -299,8 +294,3 @@ class PluginHost:
         times = {hook: time.plain() for hook, time in row.times.items() if time.calls}
         state_now: Literal["loaded", "disabled"] = "disabled" if reason else "loaded"
         return PluginReport(*about, state_now, plugin.hooks, plugin.api, plugin.warnings, times, reason)
-
-    def _outcome(self, row: _Row) -> PluginReport:
-        if row.error is not None:
-            raise PluginError(f"plugin {row.candidate.name!r} failed to load: {row.error}", plugin=row.candidate.name)
-        return self._report(row)

@@ -4,7 +4,6 @@ A plugin is a module, or the instance that its class `Plugin` makes. It comes wi
 from an installed package (entry point group `latentwire`) or from a local file.
 """
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -17,13 +16,13 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Literal
 
-import pluggy
 from pydantic import BaseModel
 
 from . import api_version
 from .clock import Clock
 from .errors import LatentwireError, PluginError, SettingsError, one_line
-from .hookspecs import PROJECT, HookSpecs, UnloadContext
+from .hookspecs import UnloadContext, hook_names, new_manager
+from .nearest import nearest
 from .plugin_registry import PluginRegistry
 from .secret_settings import hide, resolved
 from .settings import PLUGIN_NAME, PluginSettings, parse
@@ -205,25 +204,13 @@ def load(
                 for implementation in caller.get_hookimpls():
                     _check(name, caller, implementation)
             for implementation in manager.hook.register.get_hookimpls():
-                _named(name, "register", implementation.function)(entries)
+                _register(name, implementation.function, entries)
         take(entries)
     except BaseException:
         with suppress(BaseException):  # what it has begun already
             manager.hook.unload(context=UnloadContext(final=False))
         raise
     return Plugin(subject, sorted(caller.name for caller in callers), entries, model, notes, list(warnings))
-
-
-def new_manager() -> pluggy.PluginManager:
-    """A manager that knows the hooks, and no plugin."""
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(HookSpecs)
-    return manager
-
-
-def hook_names() -> list[str]:
-    """The names of all hooks."""
-    return [name for name in vars(HookSpecs) if not name.startswith("_")]
 
 
 def _package(point: EntryPoint) -> str:
@@ -254,7 +241,7 @@ def _check(name: str, caller: Any, implementation: Any) -> None:
     if caller.spec is None:
         if implementation.optionalhook:  # of a later API version
             return
-        near = nearest_hook(caller.name)
+        near = nearest(caller.name, hook_names(), "hooks")
         raise PluginError(f"it implements {caller.name!r}, which is no hook; {near}", plugin=name, hook=caller.name)
     if inspect.iscoroutinefunction(implementation.function) != inspect.iscoroutinefunction(caller.spec.function):
         raise PluginError(f"its hook {caller.name!r} must not be async", plugin=name, hook=caller.name)
@@ -264,22 +251,12 @@ def _check(name: str, caller: Any, implementation: Any) -> None:
         api_version.warn(f"hook {caller.name!r}", api_version.HOOKS[caller.name])
 
 
-def nearest_hook(name: str) -> str:
-    """A hint for the name of a hook that does not exist."""
-    near = difflib.get_close_matches(name, hook_names(), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"hooks: {', '.join(hook_names())}"
-
-
-def _named(plugin: str, hook: str, function: Callable[..., Any]) -> Callable[..., None]:
-    """Let whatever a function raises name its plugin and hook."""
-
-    def call(*args: Any) -> None:
-        try:
-            function(*args)
-        except LatentwireError:
-            raise  # a plugin's own refusal, said in our terms
-        except BaseException as error:
-            message = f"plugin {plugin!r} failed in {hook}: {type(error).__name__}: {error}"
-            raise PluginError(message, plugin=plugin, hook=hook) from error
-
-    return call
+def _register(plugin: str, function: Callable[..., Any], entries: PluginRegistry) -> None:
+    """Let a plugin register; whatever it raises names it and the hook."""
+    try:
+        function(entries)
+    except LatentwireError:
+        raise  # its own refusal, said in our terms
+    except BaseException as error:
+        message = f"plugin {plugin!r} failed in register: {one_line(error)}"
+        raise PluginError(message, plugin=plugin, hook="register") from error

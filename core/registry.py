@@ -1,6 +1,5 @@
 """All that plugins and the core have registered with one host, and how what plugins bring is used."""
 
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidParams, PluginError
+from .nearest import nearest
 from .plugin_guard import PluginGuard
 from .plugin_registry import TABLES, Entries, PluginRegistry
 
@@ -26,16 +26,6 @@ CORE = "latentwire"
 """Owns what no plugin brought."""
 
 PLUGIN_TIMEOUT_S = 30.0
-
-MOST_NAMES = 12  # of those that an error lists
-
-
-def nearest(name: str, table: Mapping[str, Any], plural: str) -> str:
-    """A hint for a name that a table does not hold: the nearest one that it does, or all of them."""
-    near = difflib.get_close_matches(name, table, n=1)
-    names = sorted(table)
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return f"did you mean {near[0]!r}?" if near else f"{plural}: {', '.join(names[:MOST_NAMES])}{more}"
 
 
 @dataclass

@@ -22,10 +22,10 @@ from .images import describe_in_png, encode, to_picture, to_tensor
 from .jobs import Job
 from .log_context import noted
 from .model_store import Lease, ModelCard, Progress
+from .nearest import nearest
 from .pace import Pace, measure_denoiser
 from .painter import Painter
 from .policy import RANKS
-from .registry import nearest
 from .requests import GenerateRequest, Mode
 from .run import Run
 from .schedulers import suits

@@ -22,7 +22,7 @@ CLIENT_VARIABLES = {"LATENTWIRE_URL", "LATENTWIRE_TOKEN", "LATENTWIRE_KEY"}
 PRINTABLE = r"^[!-~]([ -~]*[!-~])?$"
 """Of a secret: headers have no other letters that all programs send alike."""
 
-TOKENS = ("server.token", "server.observer_token", "server.operator_token")
+TOKENS = ("server.token", "server.observer_token", "server.operator_token")  # see ServerSettings.tokens
 
 PLUGIN_NAME = r"^[a-z][a-z0-9_]*$"
 
@@ -77,9 +77,14 @@ class ServerSettings(Section):
         20, ge=0, le=86_400, description="so long running jobs may take to finish once the host is told to stop"
     )
 
+    @property
+    def tokens(self) -> tuple[str | None, str | None, str | None]:
+        """A user's, an observer's and an operator's."""
+        return self.token, self.observer_token, self.operator_token
+
     @model_validator(mode="after")
     def _tokens_differ(self) -> Self:
-        tokens = [token for token in (self.token, self.observer_token, self.operator_token) if token is not None]
+        tokens = [token for token in self.tokens if token is not None]
         if len(set(tokens)) < len(tokens):
             raise ValueError("token, observer_token and operator_token must differ: each gives other rights")
         return self

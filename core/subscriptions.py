@@ -2,10 +2,14 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from .errors import UnknownSubscription
+from .events import Event, Subscribed
+
+PERIOD_S = 0.1
 
 
 class Subscription:
@@ -45,6 +49,40 @@ class Subscription:
         """Let `wait` and `pause` return False."""
         self._end.set()
         self._news.set()
+
+
+class Topic:
+    """Something that clients are told of, as it is now and whenever it has changed."""
+
+    def __init__(self) -> None:
+        self._subscriptions: set[Subscription] = set()
+
+    def changed(self) -> None:
+        """Let those who have subscribed look again; from any thread."""
+        for subscription in list(self._subscriptions):
+            subscription.wake()
+
+    async def follow(
+        self, subscription: Subscription, emit: Callable[[Event], None], look: Callable[[], tuple[Any, Event]]
+    ) -> None:
+        """Send what there is to see, until the subscription ends; at most ten times a second.
+
+        Args:
+            look: Gives what must be new to be worth an event, and the event.
+        """
+        self._subscriptions.add(subscription)
+        told: Any = None
+        try:
+            emit(Subscribed(subscription.id))
+            subscription.wake()
+            while await subscription.wait():
+                news, event = look()
+                if news != told:
+                    emit(event)
+                    told = news
+                await subscription.pause(PERIOD_S)
+        finally:
+            self._subscriptions.discard(subscription)
 
 
 class Subscriptions:

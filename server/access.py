@@ -111,9 +111,8 @@ class Access:
     def _is_private(self) -> bool:
         """Whether whoever can connect is a user of this machine, and nobody has been given more rights than others."""
         server = self._server
-        known = (server.token, server.observer_token, server.operator_token)
         others = server.anyone_may_connect or server.allowed_hosts or server.allowed_origins  # by a proxy, or a page
-        return is_loopback(server.host) and not others and known == (None, None, None)
+        return is_loopback(server.host) and not others and server.tokens == (None, None, None)
 
     def _may(self, token: str) -> tuple[bool, bool]:
         """Whether a token is an observer's, and whether it is an operator's, who is one, too.
@@ -121,8 +120,7 @@ class Access:
         Raises:
             Unauthorized: it is no token of this host.
         """
-        server = self._server
-        tokens = (server.token, server.observer_token, server.operator_token)
+        tokens = self._server.tokens
         user, observer, operator = (_same(token, known) for known in tokens)
         if not (user or observer or operator) and tokens != (None, None, None):
             raise Unauthorized(MISSING)

@@ -71,6 +71,21 @@ def test_importing_the_package_imports_none_of_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_a_picture_imports_no_part_of_diffusers_that_other_threads_may_import_too() -> None:
+    """But its schedulers, which import nothing in circles."""
+    code = """if True:
+        import asyncio, sys
+        from latentwire.testing import running_host
+        with running_host() as host:
+            before = set(sys.modules)
+            asyncio.run(host.dispatch("generate", {"prompt": "a", "num_inference_steps": 1}, "test", lambda _: None))
+            new = [name for name in sys.modules if name not in before and not name.startswith("diffusers.schedulers.")]
+            print(sorted(name for name in new if name.split(".")[0] in ("diffusers", "peft", "transformers")))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_packages_lists_every_package() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     rooms = [file.parent.relative_to(ROOT) for room in ALLOWED for file in (ROOT / room).rglob("__init__.py")]

@@ -1,7 +1,5 @@
 """Five broken packages, installed for real: the host starts, names each and the reason in one line, and works."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 from latentwire import RemoteError, connect_sync
 
 from .conftest import wait_for
+from .packages import install
 from .trust.served import Server, server
 
 PYPROJECT = """
@@ -74,8 +73,7 @@ def installed(folder: Path, point: str, source: str) -> Iterator[Server]:
     package.mkdir()
     (package / "pyproject.toml").write_text(dedent(PYPROJECT).format(name=point, point=point))
     (package / f"lw_{point}.py").write_text(dedent(source))
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*command, "--target", str(packages), str(package)], check=True, capture_output=True)
+    install(packages, package)
     with server(folder, packages=[str(packages)]) as running:
         yield running
 

@@ -6,7 +6,6 @@ Their own tests are run by `make examples`.
 import ast
 import json
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from latentwire.core.plugin_host import PluginReport
 from latentwire.testing import generate
 
 from .conftest import running_host
+from .packages import install
 from .pages import ROOT, blocks
 from .test_architecture import imports_of
 
@@ -107,9 +107,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("installed")
     source = folder / "source"  # building leaves folders behind
     shutil.copytree(FOLDER, source)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--no-build-isolation", "--target", str(folder / "site")]
-    subprocess.run([*command, *(str(source / name) for name in NAMES)], check=True, capture_output=True)
+    install(folder / "site", *(source / name for name in NAMES))
     sys.path.insert(0, str(folder / "site"))
     try:
         yield folder / "site"

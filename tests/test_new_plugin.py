@@ -15,6 +15,7 @@ from latentwire.authoring import AuthoringError
 from latentwire.authoring.check import check
 from latentwire.authoring.new_plugin import GUIDE, LONGEST, new_plugin, rendered
 
+from .packages import install
 from .pages import ROOT
 
 # As a host does: every plugin that is installed, by its entry point, and a request that asks something of it.
@@ -67,9 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     assert (done.returncode, done.stderr) == (0, "")
     assert int(importlib.metadata.version("setuptools").partition(".")[0]) >= 77  # as the new pyproject.toml wants it
     made = Made(folder / "my-plugin", folder / "site", done.stdout, began)
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--target"]
-    installed = made.run("-m", "pip", "install", *options, str(made.site), ".")
-    assert installed.returncode == 0, installed.stdout + installed.stderr
+    install(made.site, made.project)
     return made
 
 

@@ -474,7 +474,7 @@ def test_a_job_whose_plugin_is_disabled_before_it_is_prepared_fails_and_is_not_m
 
 def test_a_command_of_code_that_was_replaced_is_no_strike_of_the_new_one(tmp_path: Path) -> None:
     ends = """
-        import asyncio
+        import asyncio, time
         from latentwire import *
 
         class Plugin:
@@ -488,6 +488,7 @@ def test_a_command_of_code_that_was_replaced_is_no_strike_of_the_new_one(tmp_pat
             @hookimpl
             def unload(self, context):
                 self.closed = True
+                time.sleep(0.05)  # so that the command ends before the new code is there
 
             async def wait(self, context, params):
                 while not hasattr(self, "closed"):

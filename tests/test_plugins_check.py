@@ -10,7 +10,8 @@ from latentwire import API_VERSION
 from latentwire.authoring import AuthoringError, import_check
 from latentwire.authoring.check import check
 from latentwire.authoring.names import built_in, hooks
-from latentwire.core.plugin_loading import BUILT_IN, hook_names
+from latentwire.core.hookspecs import hook_names
+from latentwire.core.plugin_loading import BUILT_IN
 
 from .pages import ROOT
 
