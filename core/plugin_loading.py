@@ -28,7 +28,8 @@ from .secret_settings import hide, resolved
 from .settings import PLUGIN_NAME, PluginSettings, parse
 from .settings import Settings as HostSettings  # `from latentwire import *` brings it into a plugin's module
 
-BUILT_IN = ("img2img", "controlnet", "lora", "clip_skip", "stats", "http_api", "results")
+BUILT_IN = ("img2img", "controlnet", "lora", "clip_skip", "stats", "http_api", "results", "comfy_api")
+OFF_BY_DEFAULT = ("comfy_api",)  # until plugins.toml lists them
 
 PACKAGE = __package__.rpartition(".")[0]  # latentwire
 
@@ -121,7 +122,7 @@ def candidates(listed: Iterable[PluginSettings], points: Iterable[EntryPoint], d
             wrong = f"the name {point.name!r} of the package {_package(point)!r} {taken}; rename its entry point"
             clashing.append(Candidate(PluginSettings.model_construct(name=point.name), point, wrong))
     found = [*BUILT_IN, *(installed if discover else ())]
-    listed += [PluginSettings(name=name) for name in found if name not in names]
+    listed += [PluginSettings(name=name, enabled=name not in OFF_BY_DEFAULT) for name in found if name not in names]
     return [Candidate(plugin, None if plugin.path else installed.get(plugin.name)) for plugin in listed] + clashing
 
 

@@ -1,5 +1,7 @@
 """Who may use the host: by token or ticket, under the host's own names, and from no page of another site."""
 
+import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -13,6 +15,7 @@ from starlette.requests import HTTPConnection
 from ..core.caller import Caller
 from ..core.errors import Unauthorized
 from ..core.settings import PRINTABLE, ServerSettings
+from .cookie import has_cookie
 from .tickets import Tickets
 
 LOOPBACK_NAMES = {"localhost", "127.0.0.1", "[::1]"}
@@ -82,13 +85,30 @@ class Access:
             raise Unauthorized("the address has more than 100 parameters") from error
         if tickets := query.get("ticket"):
             return self.tickets.redeem(tickets[0])
-        scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+        token = self.shown_token(connection)
         key = connection.headers.get("latentwire-key")
-        if scheme.lower() == "bearer":
-            return self.log_in(Caller.nobody_known(), token.strip(), key)
+        if token is not None:
+            return self.log_in(Caller.nobody_known(), token, key)
         if self.asks_for_token:
-            return None
+            known = has_cookie(connection, self._server.tokens)
+            return replace(Caller.nobody_known(), by_ticket=True) if known else None
         return self.log_in(Caller.nobody_known(), None, key)
+
+    def shown_token(self, connection: HTTPConnection) -> str | None:
+        """The token in a request's header; as a password, too, because an address can have one: `http://any:TOKEN@...`.
+
+        Raises:
+            Unauthorized: the header is broken.
+        """
+        scheme, _, shown = connection.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return shown.strip()
+        if scheme.lower() != "basic" or not self.asks_for_token:  # else it is for a proxy
+            return None
+        try:
+            return base64.b64decode(shown, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError) as error:
+            raise Unauthorized(MISSING) from error
 
     def log_in(self, caller: Caller, token: str | None, key: str | None) -> Caller:
         """The caller with what it may do by a token, and as the owner that its key means.

@@ -22,9 +22,10 @@ from ..core.threads import workers
 from .access import Access
 from .codec import SUBPROTOCOL
 from .connection import Connection
+from .cookie import PATH, set_cookie
 from .door import SOCKET, Door
 from .page import Page
-from .plugin_routes import PluginRoutes
+from .plugin_routes import PluginRoutes, PluginSockets
 from .sessions import Sessions
 from .tickets import LIFE_S
 from .web_files import WebFiles
@@ -67,6 +68,14 @@ def create_app(host: Host) -> Starlette:
             return PlainTextResponse("a ticket gives no other ticket; show the token\n", 403)
         return JSONResponse({"ticket": access.tickets.issue(caller_of(request.scope)), "seconds": LIFE_S})
 
+    async def login(request: Request) -> Response:
+        token, path = access.shown_token(request), request.query_params.get("path", "")
+        if token is None or PATH.fullmatch(path) is None:
+            return PlainTextResponse("wanted: the token in a header, and a path below '/' that ends in '/'\n", 400)
+        answer = Response(status_code=204)
+        set_cookie(answer, request, token, path)
+        return answer
+
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok", "version": __version__})
 
@@ -83,16 +92,19 @@ def create_app(host: Host) -> Starlette:
             return PlainTextResponse("no such page", 404)
         return FileResponse(file, media_type="text/plain; charset=utf-8")
 
+    of_plugins = PluginRoutes(host)
     routes: list[BaseRoute] = [
+        PluginSockets(of_plugins),
         WebSocketRoute(SOCKET, websocket),
         Route("/ticket", ticket, methods=["POST"]),
+        Route("/login", login, methods=["POST"]),
         Route("/healthz", health),
         Route("/readyz", ready),
         Route("/", home),
         Route("/web/{key}/{name:path}", web_files.answer),
         Route("/docs/{name:path}", doc),
     ]
-    app = Starlette(lifespan=lifespan, routes=[*routes, PluginRoutes(host)])
+    app = Starlette(lifespan=lifespan, routes=[*routes, of_plugins])
     origins = host.settings.server.allowed_origins
     app.state.sessions = sessions
     app.add_middleware(Door, access=access, counters=host.counters, web_files=web_files)

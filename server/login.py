@@ -27,12 +27,21 @@ button { margin-top: .8rem; border: 0; background: var(--accent); color: var(--o
 small { color: var(--muted) }
 """
 
-# A link cannot carry the token, so it gets a ticket. The token stays in this tab of the browser.
+# A link cannot carry the token, so it gets a ticket; a plugin's page, whose requests cannot either, gets a cookie.
+# The token stays in this tab of the browser.
 SCRIPT = """
 const KEPT = "latentwire.token";
 const alert = document.querySelector("[role=alert]");
 async function go(token) {
   const headers = {Authorization: `Bearer ${token}`};
+  const folder = location.pathname.replace(/[^/]*$/, "");
+  if (folder !== "/" && navigator.cookieEnabled) {
+    const login = await fetch(`/login?path=${encodeURIComponent(folder)}`, {method: "POST", headers}).catch(() => null);
+    if (login?.ok) {
+      location.replace(location.pathname);
+      return true;
+    }
+  }
   const answer = await fetch("/ticket", {method: "POST", headers}).catch(() => null);
   if (!answer?.ok) return false;
   location.replace(`${location.origin}${location.pathname}?ticket=${(await answer.json()).ticket}`);

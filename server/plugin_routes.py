@@ -1,4 +1,4 @@
-"""HTTP routes that plugins bring."""
+"""HTTP and WebSocket routes that plugins bring."""
 
 import asyncio
 import logging
@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import Receive, Scope, Send
 
+from ..core.caller import SCOPE_KEY
 from ..core.errors import PluginError
 from ..core.host import Host
 from ..core.plugin_guard import PluginGuard
+from .access import MISSING
+from .codec import SUBPROTOCOL
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,24 @@ class PluginRoutes(BaseRoute):
             return []
 
 
+class PluginSockets(BaseRoute):
+    """The plugins' WebSockets, asked before the host's own: a plugin may take those at `/ws` that have its parameter.
+
+    Clients that name the host's subprotocol are never a plugin's.
+    """
+
+    def __init__(self, routes: PluginRoutes) -> None:
+        self._routes = routes
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] != "websocket" or SUBPROTOCOL in scope.get("subprotocols", ()):
+            return Match.NONE, {}
+        return self._routes.matches(scope)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._routes.handle(scope, receive, send)
+
+
 class GuardedRoute(BaseRoute):
     """A plugin's route; whatever it raises ends with its own request."""
 
@@ -73,9 +94,11 @@ class GuardedRoute(BaseRoute):
         return self._route.matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        disabled = self._disabled()
-        if disabled is not None:
-            await disabled(scope, receive, send)
+        refused = self._disabled()
+        if scope[SCOPE_KEY] is None:  # the host's own WebSocket would let it send the token as its first message
+            refused = PlainTextResponse(f"{MISSING}\n", 401, {"WWW-Authenticate": "Bearer"})
+        if refused is not None:
+            await refused(scope, receive, send)
             return
         try:
             await self._route.handle(scope, receive, send)

@@ -1,0 +1,210 @@
+"""Pictures as files: what clients sent (`input`), what graphs made to stay (`output`) and to be seen (`temp`).
+
+All of it blocks: it is for worker threads.
+"""
+
+import io
+import re
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from PIL import Image, UnidentifiedImageError
+
+from latentwire import UnknownImage, read_picture
+
+from .asked import Refused
+from .paths import below, size_of, write
+
+Kind = Literal["input", "output", "temp"]
+
+SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
+NOTED = re.compile(r"(.*?) ?\[(input|output|temp)\]")
+"""A picture's name as graphs have it where it is not of `input`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A picture that graphs and `/view` may name."""
+
+    filename: str
+    subfolder: str
+    type: Kind
+
+    def plain(self) -> dict[str, str]:
+        """As clients get it."""
+        return {"filename": self.filename, "subfolder": self.subfolder, "type": self.type}
+
+
+class Pictures:
+    """The three folders.
+
+    Args:
+        max_input: Bytes of `input`.
+    """
+
+    max_pixels = 1 << 24  # of a picture that a client sends, until the host is known
+
+    def __init__(self, folder: Path, max_input: int) -> None:
+        self._folder = folder
+        self._max_input = max_input
+        self._lock = threading.Lock()
+        self._next: dict[tuple[Path, str], int] = {}
+
+    def inputs(self) -> list[str]:
+        """The names of the pictures of `input`, as graphs name them."""
+        folder = self._folder / "input"
+        return sorted(
+            str(file.relative_to(folder))
+            for file in folder.rglob("*")
+            if file.suffix.lower() in (*SUFFIXES.values(), ".jpeg") and file.is_file()
+        )
+
+    def upload(self, data: bytes, name: str, subfolder: str, overwrite: bool) -> Stored:
+        """Keep a picture that a client sends in `input`; under another name where another one has this one."""
+        read_picture(data, self.max_pixels)
+        return self._keep(name, subfolder, data, overwrite)
+
+    def upload_mask(self, data: bytes, of: Path, name: str, subfolder: str, overwrite: bool) -> Stored:
+        """Keep a copy of a picture that takes what is transparent from the one that a client sends."""
+        original = of.read_bytes()
+        for file in (data, original):
+            read_picture(file, self.max_pixels)
+        picture = Image.open(io.BytesIO(original)).convert("RGBA")
+        mask = Image.open(io.BytesIO(data)).convert("RGBA").getchannel("A").resize(picture.size)
+        picture.putalpha(mask)
+        return self._keep(str(Path(name).with_suffix(".png")), subfolder, _encoded(picture, "PNG"), overwrite)
+
+    def save(self, prefix: str, kind: Kind, data: bytes) -> Stored:
+        """Keep a picture that a graph has made, under the next free number.
+
+        Args:
+            prefix: As `fitting_prefix` has let it through.
+        """
+        path = below(self._folder / kind, prefix)
+        key = (path.parent, path.name)
+        with self._lock:
+            number = self._next.get(key) or _first_free(path.parent, path.name)
+            self._next[key] = number + 1
+            if len(self._next) > 1000:
+                self._next.clear()
+        file = path.with_name(f"{path.name}_{number:05}_.png")
+        write(file, data)
+        return self._stored(file, kind)
+
+    def fitting_prefix(self, prefix: str, width: int = 0, height: int = 0) -> str:
+        """A graph's `filename_prefix` with what it has places for.
+
+        Raises:
+            Refused: no file can be called so.
+        """
+        now = time.localtime()
+        values = {"width": str(width), "height": str(height), "year": str(now.tm_year)}
+        parts = ("month", now.tm_mon), ("day", now.tm_mday), ("hour", now.tm_hour), ("minute", now.tm_min)
+        values |= {name: f"{value:02}" for name, value in (*parts, ("second", now.tm_sec))}
+        for name, value in values.items():
+            prefix = prefix.replace(f"%{name}%", value)
+        prefix = prefix or "ComfyUI"
+        below(self._folder / "output", prefix + "_00001_.png")
+        return prefix
+
+    def find(self, filename: str, subfolder: str = "", kind: str = "output") -> Path:
+        """The file of a picture.
+
+        Args:
+            filename: Alone, or with its subfolder and kind in it, as graphs have them: `drawn/cat.png [input]`.
+
+        Raises:
+            Refused: the name is none, or there is no such file.
+        """
+        noted = NOTED.fullmatch(filename)
+        if noted:
+            filename, kind = noted[1], noted[2]
+        path = below(self._folder / _kind(kind), subfolder, filename)
+        if not filename or not path.is_file():
+            raise Refused(404, f"there is no picture {filename!r:.80}")
+        return path
+
+    def read(self, name: str) -> bytes:
+        """A picture by the name that graphs give it.
+
+        Raises:
+            UnknownImage: there is none.
+        """
+        try:
+            return self.find(name, kind="input").read_bytes()
+        except Refused as error:
+            raise UnknownImage(error.message) from error
+
+    def remove(self, stored: Stored) -> None:
+        """Remove a picture; one that is gone already is no error."""
+        below(self._folder / stored.type, stored.subfolder, stored.filename).unlink(missing_ok=True)
+
+    def _keep(self, name: str, subfolder: str, data: bytes, overwrite: bool) -> Stored:
+        path = below(self._folder / "input", subfolder, name)
+        if not name or path.suffix.lower() not in (*SUFFIXES.values(), ".jpeg"):
+            raise Refused(400, f"wanted a file .png, .jpg or .webp, got {name!r:.80}")
+        with self._lock:
+            wanted, number = path, 0
+            while not overwrite and path.exists() and path.read_bytes() != data:
+                number += 1
+                path = wanted.with_name(f"{wanted.stem} ({number}){wanted.suffix}")
+            if size_of(self._folder / "input") + len(data) > self._max_input:
+                raise Refused(507, f"uploaded pictures would have more than {self._max_input >> 20} MiB, the limit")
+            write(path, data)
+        return self._stored(path, "input")
+
+    def _stored(self, file: Path, kind: Kind) -> Stored:
+        subfolder = str(file.parent.relative_to(self._folder / kind))
+        return Stored(file.name, "" if subfolder == "." else subfolder, kind)
+
+
+def shown(file: Path, channel: str, preview: str) -> tuple[bytes, str]:
+    """A picture's file and media type for `/view`: as it is, or without or only what is transparent, or smaller."""
+    data = file.read_bytes()
+    try:
+        opened = Image.open(io.BytesIO(data), formats=tuple(SUFFIXES))
+    except UnidentifiedImageError as error:
+        raise Refused(404, f"{file.name!r:.80} is no PNG, JPEG or WebP") from error
+    format, picture = opened.format or "PNG", opened.copy()
+    quality = 90
+    if preview:
+        format, _, wanted = preview.partition(";")
+        format = format.upper()
+        if format not in ("WEBP", "JPEG"):
+            raise Refused(400, f"a preview is webp or jpeg, got {preview!r:.40}")
+        quality = min(max(int(wanted), 1), 100) if wanted.isdecimal() and len(wanted) < 4 else 90
+    if channel in ("rgb", "a"):
+        picture = picture.convert("RGBA")
+        alpha = picture.getchannel("A")
+        picture = picture.convert("RGB") if channel == "rgb" else _transparent(alpha)
+        format = format if preview else "PNG"
+    elif not preview:
+        return data, f"image/{format.lower()}"
+    return _encoded(picture.convert("RGB") if format == "JPEG" else picture, format, quality), f"image/{format.lower()}"
+
+
+def _transparent(alpha: Image.Image) -> Image.Image:
+    picture = Image.new("RGBA", alpha.size)
+    picture.putalpha(alpha)
+    return picture
+
+
+def _encoded(picture: Image.Image, format: str, quality: int = 90) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format, **({} if format == "PNG" else {"quality": quality}))
+    return file.getvalue()
+
+
+def _kind(kind: str) -> str:
+    if kind not in get_args(Kind):
+        raise Refused(400, f"a picture is of input, output or temp, got {kind!r:.40}")
+    return kind
+
+
+def _first_free(folder: Path, name: str) -> int:
+    pattern = re.compile(rf"{re.escape(name)}_([0-9]{{5,9}})_\.png")
+    taken = [int(match[1]) for file in folder.glob("*") if (match := pattern.fullmatch(file.name))]
+    return max(taken, default=0) + 1
