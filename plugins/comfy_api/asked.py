@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from starlette.datastructures import FormData
@@ -53,9 +54,9 @@ async def read_body(request: Request, limit: int) -> bytes:
     return await _limited(request, limit).body()
 
 
-async def read_form(request: Request, limit: int) -> FormData:
-    """A request's form; its files are on the disk where they are large."""
-    return await _limited(request, limit).form(max_files=1, max_fields=20, max_part_size=MAX_FIELD)
+def reading_form(request: Request, limit: int) -> AbstractAsyncContextManager[FormData]:
+    """A request's form for the time of a block; its files are on the disk where they are large."""
+    return _limited(request, limit).form(max_files=1, max_fields=20, max_part_size=MAX_FIELD)
 
 
 async def read_json(request: Request) -> Any:

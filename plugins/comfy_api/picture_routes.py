@@ -9,7 +9,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from .asked import Refused, Row, read_form, said
+from .asked import Refused, Row, reading_form, said
 from .pictures import Stored, shown
 from .service import Service
 
@@ -42,15 +42,17 @@ class PictureRoutes:
         return Response(data, headers={"Content-Disposition": f'filename="{quoted}"'}, media_type=media_type)
 
     async def upload(self, request: Request) -> Response:
-        sent = _Upload(await read_form(request, self._service.max_upload))
-        return await self._keep(sent, partial(self._service.pictures.upload, await sent.data()))
+        async with reading_form(request, self._service.max_upload) as form:
+            sent = _Upload(form)
+            return await self._keep(sent, partial(self._service.pictures.upload, await sent.data()))
 
     async def upload_mask(self, request: Request) -> Response:
-        sent = _Upload(await read_form(request, self._service.max_upload))
-        original = sent.map("original_ref")
-        name, subfolder, kind = (str(original.get(key) or "") for key in ("filename", "subfolder", "type"))
-        of = self._service.pictures.find(name, subfolder, kind or "output")
-        return await self._keep(sent, partial(self._service.pictures.upload_mask, await sent.data(), of))
+        async with reading_form(request, self._service.max_upload) as form:
+            sent = _Upload(form)
+            original = sent.map("original_ref")
+            name, subfolder, kind = (str(original.get(key) or "") for key in ("filename", "subfolder", "type"))
+            of = self._service.pictures.find(name, subfolder, kind or "output")
+            return await self._keep(sent, partial(self._service.pictures.upload_mask, await sent.data(), of))
 
     async def _keep(self, sent: "_Upload", keep: Callable[[str, str, bool], Stored]) -> Response:
         stored = await self._service.host.with_pixels(lambda: keep(sent.name, sent.text("subfolder"), sent.overwrite))
