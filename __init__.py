@@ -18,7 +18,21 @@ if TYPE_CHECKING:
     from .core.clock import Clock
     from .core.command_context import CommandContext, NoParams
     from .core.commands import validate
-    from .core.errors import InUse, InvalidParams, LatentwireError, ModelLoadError, NotLoaded, PluginError, UnknownImage
+    from .core.errors import (
+        InUse,
+        InvalidGraph,
+        InvalidParams,
+        JobCancelled,
+        LatentwireError,
+        ModelLoadError,
+        NotLoaded,
+        OutOfMemory,
+        PluginError,
+        Superseded,
+        TooManyJobs,
+        UnknownImage,
+        UnknownJob,
+    )
     from .core.events import Event, JobEvent, Picture, Subscribed
     from .core.families import control_image_argument
     from .core.hookspecs import (
@@ -35,16 +49,41 @@ if TYPE_CHECKING:
     from .core.host import Host
     from .core.images import encode
     from .core.model_store import LOADING, read_module
+    from .core.nodes import NodeContext, NodeInput, NodeOutput, NodeType
     from .core.pictures import Resize, read_picture, resized
     from .core.plugin_registry import PluginRegistry
+    from .core.publishing import Origin, publish
     from .core.remembered import Remembered
-    from .core.requests import GenerateRequest, ImageInput, Mode, StreamOptions, Strict, Whole
+    from .core.requests import (
+        GenerateRequest,
+        ImageInput,
+        Mode,
+        PreviewOptions,
+        Priority,
+        StreamOptions,
+        Strict,
+        Whole,
+    )
     from .core.settings import Settings, load_settings
     from .core.shelf import Loaded
     from .core.weights import parse_json, read_json, read_weights
 
 # Where each public name lives; it is imported when first asked for, so that a client or `--help` stays light.
 _HOME = {
+    "publish": "core.publishing",
+    "Origin": "core.publishing",
+    "Priority": "core.requests",
+    "PreviewOptions": "core.requests",
+    "UnknownJob": "core.errors",
+    "OutOfMemory": "core.errors",
+    "Superseded": "core.errors",
+    "JobCancelled": "core.errors",
+    "TooManyJobs": "core.errors",
+    "InvalidGraph": "core.errors",
+    "NodeContext": "core.nodes",
+    "NodeOutput": "core.nodes",
+    "NodeInput": "core.nodes",
+    "NodeType": "core.nodes",
     "validate": "core.commands",
     "Remembered": "core.remembered",
     "NoParams": "core.command_context",
@@ -120,7 +159,9 @@ __all__ = [
     "ImageContext",
     "ImageInput",
     "InUse",
+    "InvalidGraph",
     "InvalidParams",
+    "JobCancelled",
     "JobEvent",
     "LatentwireError",
     "Loaded",
@@ -128,12 +169,20 @@ __all__ = [
     "Mode",
     "ModelLoadError",
     "NoParams",
+    "NodeContext",
+    "NodeInput",
+    "NodeOutput",
+    "NodeType",
     "NotLoaded",
+    "Origin",
+    "OutOfMemory",
     "Picture",
     "PipelineBuild",
     "PipelineCall",
     "PluginError",
     "PluginRegistry",
+    "PreviewOptions",
+    "Priority",
     "Remembered",
     "RemoteError",
     "Resize",
@@ -142,7 +191,10 @@ __all__ = [
     "StreamOptions",
     "Strict",
     "Subscribed",
+    "Superseded",
+    "TooManyJobs",
     "UnknownImage",
+    "UnknownJob",
     "UnloadContext",
     "UpdateContext",
     "Whole",
@@ -154,6 +206,7 @@ __all__ = [
     "hookimpl",
     "load_settings",
     "parse_json",
+    "publish",
     "read_json",
     "read_module",
     "read_picture",

@@ -91,10 +91,12 @@ class PipelineCall:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the pipeline, all but the generator."""
+        embedded = "prompt_embeds" in self.extra  # in place of both prompts
         return {
             **self.extra,
-            "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt or None,  # SDXL takes zeros for none, which an empty one is not
+            "prompt": None if embedded else self.prompt,
+            # SDXL takes zeros for none, which an empty one is not
+            "negative_prompt": None if embedded else self.negative_prompt or None,
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
             "width": self.width,

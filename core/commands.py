@@ -17,6 +17,7 @@ from .hookspecs import UpdateContext
 from .image_store import image_id
 from .job_table import EndedJob
 from .jobs import Job
+from .nodes import describe_nodes
 from .plugin_registry import PluginRegistry
 from .requests import GenerateRequest, StreamOptions, Strict, UpdateRequest, Whole
 from .settings import nearest_key
@@ -319,7 +320,7 @@ async def models_list(context: CommandContext, params: NoParams) -> dict[str, An
 
 async def describe_host(context: CommandContext, params: NoParams) -> dict[str, Any]:
     """Give every command, request field and event as JSON Schema, and the names that requests may use."""
-    return context.host.description
+    return context.host.description | {"nodes": describe_nodes(context.host)}  # their choices change
 
 
 async def ping(context: CommandContext, params: NoParams) -> dict[str, Any]:

@@ -6,6 +6,7 @@
     │   ├── MessageTooLarge         message_too_large       a frame is over the host's limit
     │   ├── UnknownCommand          unknown_command         nobody answers to the command's name
     │   ├── InvalidParams           invalid_params          params do not fit the command's model
+    │   ├── InvalidGraph            invalid_graph           a graph's nodes do not fit together
     │   └── DuplicateId             duplicate_id            the id is still in use in this session
     ├── SettingsError               bad_settings            plugins.toml, environment or command line are wrong
     ├── PluginError                 plugin_failed           a plugin raised; names the plugin and the hook
@@ -31,8 +32,9 @@
 
 `code` is stable: clients branch on it. `message` is a sentence for a person: what was got, what was
 wanted, what to do. `details` is a list of `{"path", "message", "got"}` whose paths point into `params`;
-that of plugin_failed holds one `{"plugin", "hook"}`. `about` holds further keys of the message that tells of the
-error: the `job` that it ended, and that one's `slot` and `revision`.
+that of plugin_failed holds one `{"plugin", "hook"}`, those of invalid_graph are `{"node", "input", "message", "got"}`.
+`about` holds further keys of the message that tells of the error: the `job` that it ended, and that one's `slot` and
+`revision`.
 """
 
 from typing import Any, ClassVar
@@ -96,6 +98,12 @@ class InvalidParams(MessageError):
     """The params do not fit the command's model; `details` say where."""
 
     code = "invalid_params"
+
+
+class InvalidGraph(MessageError):
+    """A graph's nodes do not fit together; `details` say which."""
+
+    code = "invalid_graph"
 
 
 class DuplicateId(MessageError):

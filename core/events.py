@@ -4,6 +4,7 @@ Life-cycle events are never lost. Events with `latest_wins` are: a newer one of 
 and kind replaces one that has not been sent yet, so a slow reader gets fewer of them, never late ones.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -38,6 +39,11 @@ class Event:
 
     name: ClassVar[str]
     latest_wins: ClassVar[bool] = False
+
+    @property
+    def subject(self) -> Hashable:
+        """What it tells about; a newer one takes the place only of one about the same."""
+        return getattr(self, "index", None)
 
 
 @dataclass(frozen=True, slots=True)

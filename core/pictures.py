@@ -27,7 +27,7 @@ UPRIGHT = {
 """What turns a picture of each orientation the right way up."""
 
 
-def read_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_picture(data: bytes, max_pixels: int = MAX_PIXELS, alpha: bool = False) -> Image.Image:
     """The pixels of a PNG, JPEG or WebP file, in mode RGB and upright; of an animation the first frame.
 
     What is transparent becomes black: a drawing on an empty canvas is then an outline on black, as ControlNets want it.
@@ -35,6 +35,7 @@ def read_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Args:
         data: The file.
         max_pixels: Width times height at most; more is refused before anything is decoded.
+        alpha: Gives one with transparency in mode RGBA instead, as it is.
 
     Raises:
         InvalidParams: it is another kind of file, broken or too large.
@@ -49,11 +50,12 @@ def read_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise InvalidParams(
                 f"the picture is {file.width}x{file.height} pixels; wanted at most {max_pixels} in all; make it smaller"
             )
-        picture = Image.open(io.BytesIO(file.data), formats=(file.format,))
+        picture: Image.Image = Image.open(io.BytesIO(file.data), formats=(file.format,))
         if picture.size != (file.width, file.height):
             raise ValueError(f"it is {picture.width}x{picture.height} pixels, and says {file.width}x{file.height}")
         turn = UPRIGHT.get(file.orientation)
-        return _to_rgb(picture if turn is None else picture.transpose(turn))
+        picture = picture if turn is None else picture.transpose(turn)
+        return picture.convert("RGBA") if alpha and picture.has_transparency_data else _to_rgb(picture)
     except InvalidParams:
         raise
     except Exception as error:  # Pillow's readers raise a dozen kinds

@@ -28,7 +28,7 @@ from .secret_settings import hide, resolved
 from .settings import PLUGIN_NAME, PluginSettings, parse
 from .settings import Settings as HostSettings  # `from latentwire import *` brings it into a plugin's module
 
-BUILT_IN = ("img2img", "controlnet", "lora", "clip_skip", "stats", "http_api", "results", "comfy_api")
+BUILT_IN = ("img2img", "controlnet", "lora", "clip_skip", "stats", "http_api", "results", "graph", "comfy_api")
 OFF_BY_DEFAULT = ("comfy_api",)  # until plugins.toml lists them
 
 PACKAGE = __package__.rpartition(".")[0]  # latentwire

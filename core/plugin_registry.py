@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from .clock import Clock
 from .errors import PluginError
 from .events import Event
+from .nodes import NodeType, problem_of
 from .schedulers import MakeScheduler
 
 if TYPE_CHECKING:
@@ -56,6 +57,14 @@ class Preprocessor:
     apply: "Callable[[PILImage, Any], PILImage]"
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Another pipeline: its class by family, and the one that takes ControlNets, too."""
+
+    pipelines: MakePipelines
+    controlnet_pipelines: MakePipelines
+
+
 @dataclass(kw_only=True)
 class Entries:
     """All kinds of things that can be registered, by name."""
@@ -67,7 +76,8 @@ class Entries:
     events: dict[str, type[Event]] = field(default_factory=dict)
     preprocessors: dict[str, Preprocessor] = field(default_factory=dict)
     previewers: "dict[str, Paint]" = field(default_factory=dict)
-    tasks: dict[str, MakePipelines] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    nodes: dict[str, NodeType] = field(default_factory=dict)
     routes: "dict[str, MakeRoutes]" = field(default_factory=dict)  # by plugin
 
 
@@ -80,6 +90,7 @@ TABLES = {
     "preprocessor": "preprocessors",
     "previewer": "previewers",
     "task": "tasks",
+    "node": "nodes",
     "routes": "routes",
 }
 """What an entry of each table is called."""
@@ -171,7 +182,14 @@ class PluginRegistry(Entries):
         """
         self._add(self.previewers, name, paint)
 
-    def add_task(self, name: str, pipelines: Mapping[str, Callable[[], type[Any]]]) -> None:
+    def add_node(self, node: NodeType) -> None:
+        """Offer a type of node to graphs; see `NodeType`."""
+        problem = problem_of(node)
+        if problem is not None:
+            raise PluginError(problem, plugin=self.plugin)
+        self._add(self.nodes, node.name, node)
+
+    def add_task(self, name: str, pipelines: MakePipelines, controlnet_pipelines: MakePipelines = {}) -> None:
         """Offer another pipeline; a build takes it with `replace(context.build, task=name)`.
 
         Args:
@@ -180,10 +198,11 @@ class PluginRegistry(Entries):
                 a diffusers pipeline; called when it is first needed, so that nothing heavy is imported before. Its
                 constructor names its components, those of `build.modules` among them; its call takes
                 `callback_on_step_end`, and `output_type` `pt` and `latent`, as diffusers' own do.
+            controlnet_pipelines: The same for builds with ControlNets; a family that is not there has none.
         """
         if name in ("text2img", "img2img", "inpaint"):
             raise PluginError(f"task {name!r} is the host's own; choose another name", plugin=self.plugin)
-        self._add(self.tasks, name, dict(pipelines))
+        self._add(self.tasks, name, Task(dict(pipelines), dict(controlnet_pipelines)))
 
     def add_routes(self, make: "MakeRoutes") -> None:
         """Answer HTTP requests: `make` is called once with the host, when a server begins, and gives Starlette routes.

@@ -1,12 +1,14 @@
 """All that plugins and the core have registered with one host, and how what plugins bring is used."""
 
+import asyncio
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import InvalidParams, PluginError
+from .errors import InvalidParams, LatentwireError, PluginError
+from .faults import is_device, is_memory, typed
 from .nearest import nearest
 from .plugin_guard import PluginGuard
 from .plugin_registry import TABLES, Entries, PluginRegistry
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
     from .build import PipelineBuild
+    from .nodes import NodeContext
     from .previews import Array
     from .requests import StreamOptions
 
@@ -34,7 +37,7 @@ class Registry(Entries):
 
     owners: dict[tuple[str, str], str] = field(default_factory=dict)
     guard: PluginGuard = field(default_factory=lambda: PluginGuard(PLUGIN_TIMEOUT_S))
-    _pipelines: dict[tuple[str, str], tuple[Any, type[Any]]] = field(default_factory=dict)
+    _pipelines: dict[tuple[str, str, bool], tuple[Any, type[Any]]] = field(default_factory=dict)
 
     def merge(self, addition: PluginRegistry) -> None:
         """Take over everything that a plugin registers, or nothing.
@@ -116,18 +119,20 @@ class Registry(Entries):
         task = build.task
         if task not in self.tasks:
             return pipeline_class(family, build)
-        owner, pipelines = self._entry("task", task)
-        if family not in pipelines or build.controlnets:
+        owner, entry = self._entry("task", task)
+        pipelines = entry.controlnet_pipelines if build.controlnets else entry.pipelines
+        if family not in pipelines:
             what = "with a ControlNet" if build.controlnets else f"with a {family}"
-            message = f"{task} of plugin {owner!r} does not work {what}; it is for {', '.join(pipelines)}"
+            message = f"{task} of plugin {owner!r} does not work {what}; it is for {', '.join(entry.pipelines)}"
             raise InvalidParams(message, [{"path": ["model"], "message": message, "got": build.model}])
         self.guard.strikes.check(owner)
         give = pipelines[family]
-        known = self._pipelines.get((task, family))
+        key = (task, family, bool(build.controlnets))
+        known = self._pipelines.get(key)
         if known is not None and known[0] is give:  # else its plugin was loaded anew
             return known[1]
         found = self.guard.run(owner, f"task {task!r}", partial(_pipeline_class, give))
-        self._pipelines[task, family] = (give, found)
+        self._pipelines[key] = (give, found)
         return found
 
     def check_previews(self, stream: "StreamOptions", path: "Sequence[str]" = ("stream",)) -> None:
@@ -181,6 +186,36 @@ class Registry(Entries):
             return made
 
         return self.guard.run(owner, f"preprocessor {name!r}", apply)
+
+    async def run_node(self, name: str, context: "NodeContext", inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The outputs of a node; on the event loop, where only async nodes run.
+
+        Raises:
+            PluginError: it raised, or gave something else; names the plugin that brought it.
+            LatentwireError: it refused on purpose.
+        """
+        owner, node = self._entry("node", name)
+        where = f"node {name}"
+        self.guard.strikes.check(owner)
+        try:
+            if node.is_async:
+                outputs = await node.run(context, inputs)
+            else:
+                run = partial(self.guard.run, owner, where, partial(node.run, context, inputs), kind=where)
+                outputs = await context.host.with_pixels(run)
+            if not isinstance(outputs, list | tuple) or len(outputs) != len(node.outputs):
+                raise TypeError(f"it gave {outputs!r:.80}, wanted {len(node.outputs)} outputs")
+        except LatentwireError:
+            raise
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            if is_device(error) or is_memory(error):
+                raise typed(error) from error
+            raise self.guard.failed(owner, where, error, kind=where) from error
+        self.guard.strikes.forgive(where, owner)
+        return tuple(outputs)
 
     def _guarded(self, step: Any, owner: str, where: str) -> Any:
         @functools.wraps(step)  # pipelines look for eta and generator in its signature

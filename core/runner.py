@@ -17,8 +17,8 @@ from .errors import InvalidParams
 from .events import Image, Loading, Started
 from .faults import is_device, is_memory, typed
 from .finite import not_finite
-from .hookspecs import BuildContext, CallContext, EncodedContext, ImageContext
-from .images import describe_in_png, encode, to_picture, to_tensor
+from .hookspecs import BuildContext, CallContext
+from .images import describe_in_png, to_picture, to_tensor
 from .jobs import Job
 from .log_context import noted
 from .model_store import Lease, ModelCard, Progress
@@ -26,6 +26,7 @@ from .nearest import nearest
 from .pace import Pace, measure_denoiser
 from .painter import Painter
 from .policy import RANKS
+from .publishing import Origin, publish
 from .requests import GenerateRequest, Mode
 from .run import Run
 from .schedulers import suits
@@ -254,17 +255,8 @@ class Runner:
             else:
                 made = _as_run(job, call, build, mode)
                 metadata = describe_in_png(made, call, build.model, build.scheduler, changes)
-                context = ImageContext(job.id, index, job.request, call.seed, to_picture(array), metadata)
-                self._plugins.call("image_finished", context)
-                picture = encode(context.image, "png", metadata=context.metadata)
-                image_id = self._host.images.put(picture.data)
-                about = (self._host, job.client, job.owned_by, job.id, index, call.seed, job.request, made)
-                encoded = EncodedContext(*about, image_id, picture)
-                self._plugins.call("image_encoded", encoded)
-                stored = (encoded.result, encoded.unstored)
-                if encoded.unstored is not None:
-                    self._host.counters.add("unstored_pictures", encoded.unstored)
-                event = Image(job.id, index, call.seed, picture, None, image_id, *stored)
+                origin = Origin(job.client, job.owned_by, job.id, index, call.seed, job.request, made)
+                event = publish(self._host, origin, to_picture(array), metadata)
             if job.picture_done(event):
                 self._registry.guard.strikes.forgive(JOB)
                 job.finish(

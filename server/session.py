@@ -239,7 +239,7 @@ class Command:
                 revision = event.revision
             # another revision of a slot is another command; but who watches others' jobs may meet two slots of a name
             scope = self.id if slot is None or self.name != "generate" else None
-            key = (scope, slot, event.name, getattr(event, "index", None))
+            key = (scope, slot, event.name, event.subject)
             self.keys.add(key)
         self.session.outbox.put(Message(self.id, body, key, revision))
 

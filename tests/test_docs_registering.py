@@ -1,16 +1,18 @@
 """docs/plugins/registering.md: each example adds something that a client of a host sees, as its first line says."""
 
+import asyncio
 import io
 import json
 import re
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from latentwire import Host
-from latentwire.testing import assert_same_picture, difference, generate, running_host
+from latentwire import Caller, Host, NodeContext
+from latentwire.testing import assert_same_picture, call, difference, generate, running_host
 from latentwire.testing.hosts import served as serve
 
 from .pages import GUIDES, blocks, section, subheadings
@@ -75,3 +77,16 @@ def used_add_scheduler(host: Host) -> None:
 def used_add_task(host: Host) -> None:
     mirrored = generate(host, mirrored={}, output_type="latent").latents
     assert difference(mirrored, generate(host, output_type="latent").latents) > 0.1
+
+
+def used_add_node(host: Host) -> None:
+    node = host.registry.nodes["Posterize"]
+    picture = np.linspace(0, 1, 48, dtype=np.float32).reshape(1, 4, 4, 3)
+    nobody = NodeContext(host, Caller("me", "me"), "run", "1", None, None, None, *[lambda *_: None] * 3)
+    (made,) = asyncio.run(host.registry.run_node("Posterize", nobody, {"image": picture, "levels": 2}))
+    assert made.dtype == np.float32
+    assert set(made.ravel()) == {0, 1}
+    described = call(host, "describe")["nodes"]["Posterize"]
+    assert (described["plugin"], described["title"]) == ("add_node", node.title)
+    bounds = {"default": 4, "minimum": 2, "maximum": 256}
+    assert described["inputs"][1] == {"name": "levels", "type": "INT", "required": True, **bounds}
