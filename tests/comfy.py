@@ -1,9 +1,9 @@
-"""What the tests of ComfyUI's protocol share: a host that speaks it, graphs, and a client that only notes what it hears."""
+"""What the tests of ComfyUI's protocol share: a host that speaks it, graphs, and a client that notes what it hears."""
 
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 from PIL import Image as PILImage
 from PIL import ImageDraw
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 from latentwire.testing import Served, plugin, serving
 
@@ -98,7 +98,8 @@ class Listener:
         self.texts: list[dict[str, Any]] = []
         self.binary: list[bytes] = []
         self.all: list[Any] = []
-        self._socket: ClientConnection = connect(f"{served.url}?clientId={client}", **kwargs)
+        self._open = ExitStack()
+        self._socket = self._open.enter_context(connect(f"{served.url}?clientId={client}", **kwargs))
         if features is not None:
             self._socket.send(json.dumps({"type": "feature_flags", "data": features}))
         self._thread = threading.Thread(target=self._listen)
@@ -108,7 +109,7 @@ class Listener:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self._open.close()
         self._thread.join()
 
     def kinds(self, prompt: str | None = None) -> list[str]:

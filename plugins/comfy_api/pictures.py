@@ -107,7 +107,8 @@ class Pictures:
         for name, value in values.items():
             prefix = prefix.replace(f"%{name}%", value)
         prefix = prefix or "ComfyUI"
-        below(self._folder / "output", prefix + "_00001_.png")
+        below(self._folder / "output", prefix)
+        below(self._folder / "output", f"{prefix}_00001_.png")  # which is longer
         return prefix
 
     def find(self, filename: str, subfolder: str = "", kind: str = "output") -> Path:
