@@ -5,10 +5,11 @@ import asyncio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from .asked import Row, constant, read_json
+from .asked import Refused, Row, constant, read_json
 from .object_info import FOLDERS, models, object_info
-from .service import Service
+from .service import CALLER, Service
 from .system import features, system_stats
+from .templates import NAME, index, text_to_image, thumbnail
 
 
 class HostRoutes:
@@ -36,7 +37,7 @@ class HostRoutes:
             ("/global_subgraphs", "GET", constant({})),
             ("/node_replacements", "GET", constant({})),
             ("/i18n", "GET", constant({})),
-            ("/templates/{file:path}", "GET", constant([])),
+            ("/templates/{file}", "GET", self.template),
             ("/internal/folder_paths", "GET", constant({})),
         ]
 
@@ -75,3 +76,17 @@ class HostRoutes:
     async def free(self, request: Request) -> Response:
         await read_json(request)  # the host makes room by itself, and unloads nothing that others use
         return Response()
+
+    async def template(self, request: Request) -> Response:
+        file = request.path_params["file"]
+        if file == f"{NAME}-1.png":
+            return Response(thumbnail(), media_type="image/png")
+        if file == "index_logo.json":
+            return JSONResponse({})
+        if file == "index.json":
+            return JSONResponse(index(await self._service.nodes()))
+        if file != f"{NAME}.json":
+            raise Refused(404, f"there is no template {file!r:.80}")
+        listed = await self._service.host.dispatch("models.list", {}, CALLER, lambda _: None)
+        model = next(row for row in listed["models"] if row["default"])
+        return JSONResponse(text_to_image(await self._service.nodes(), model))
