@@ -139,9 +139,7 @@ class Jobs:
             "stream": {"steps": bool(steps), "previews": previews},
         }
         if "lora" in host.registry.fields:
-            params.setdefault(
-                "lora", []
-            )  # a graph says itself which LoRAs it wants
+            params.setdefault("lora", [])  # a graph says itself which LoRAs it wants
         client = context.caller.client
         turns = self._turns.setdefault(client, asyncio.Semaphore(max(1, host.settings.limits.jobs_per_client // 2)))
         self._users[client] += 1
