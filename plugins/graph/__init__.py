@@ -27,6 +27,7 @@ from .cache import Cache
 from .events import EVENTS, GraphAccepted
 from .graph import parse
 from .jobs import Jobs, Parts
+from .nodes_generate import GenerateNode
 from .nodes_image import NODES as IMAGE_NODES
 from .nodes_latent import NODES as LATENT_NODES
 from .nodes_latent import LatentNodes
@@ -53,7 +54,8 @@ class Plugin:
         self._cache = Cache(settings.cache_mib << 20)
         self._budget = Budget(settings.run_mib << 20)
         self._parts = Parts()
-        self._samples = Samples(Jobs(self._parts))
+        self._jobs = Jobs(self._parts)
+        self._samples = Samples(self._jobs)
         self._runs: dict[str, Run] = {}
 
     @hookimpl
@@ -62,7 +64,8 @@ class Plugin:
         register_schedulers(registry)
         for event in EVENTS:
             registry.add_event(event)
-        own = (LatentNodes(self._samples).types(), SamplingNodes(self._samples).types())
+        generate = GenerateNode(self._jobs, self._samples)
+        own = (LatentNodes(self._samples).types(), SamplingNodes(self._samples).types(), (generate.type(),))
         for types in (LOADERS, TEXT_NODES, LATENT_NODES, IMAGE_NODES, *own):
             for node in types:
                 registry.add_node(node)

@@ -23,6 +23,7 @@ from latentwire import (
     Strict,
 )
 
+from .refusals import refused
 from .values import Adapters, Pixels
 
 if TYPE_CHECKING:
@@ -82,8 +83,14 @@ class Parts:
 
     def modify_call(self, context: CallContext) -> None:
         part = self._of(context.request)
-        if part is not None:
-            context.call = context.call.with_extra(**part.arguments(context.index))
+        if part is None:
+            return
+        arguments = part.arguments(context.index)
+        layers = context.components["text_encoder"].config.num_hidden_layers
+        if (arguments.get("clip_skip") or 0) >= layers:
+            model = context.build.model
+            raise refused("clip", f"the text encoder of {model!r} has {layers} layers, so none is left", layers)
+        context.call = context.call.with_extra(**arguments)
 
     def _of(self, request: Any) -> Part | None:
         section: GraphPart | None = getattr(request, "graph_part", None)
@@ -132,7 +139,7 @@ class Jobs:
             "stream": {"steps": bool(steps), "previews": previews},
         }
         if "lora" in host.registry.fields:
-            params["lora"] = []  # what applies by default is for requests that say nothing of LoRAs; a graph does
+            params.setdefault("lora", [])  # a graph says itself which LoRAs it wants
         client = context.caller.client
         turns = self._turns.setdefault(client, asyncio.Semaphore(max(1, host.settings.limits.jobs_per_client // 2)))
         self._users[client] += 1

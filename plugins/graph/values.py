@@ -4,6 +4,7 @@ A MODEL, CLIP, VAE or CONDITIONING only says what is meant: names, weights and t
 it until a sampler runs, which is one job of the host. Pictures and masks are arrays, float32 from 0 to 1, on the CPU.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -106,6 +107,11 @@ class Latent:
     @property
     def is_empty(self) -> bool:
         return self.samples is None and self.image is None
+
+    @classmethod
+    def of(cls, pictures: Sequence[Pixels]) -> Self:
+        """Of what a job has made."""
+        return cls(0, 0, 0).with_samples(np.stack(pictures))
 
     def with_samples(self, samples: Pixels, **changes: Any) -> Self:
         """Other latents, of whatever size."""
