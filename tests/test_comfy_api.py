@@ -213,6 +213,26 @@ def test_only_pictures_are_taken_and_shown(http: httpx2.Client, folder: Path) ->
     nothing_leaks(http.get("/view", params={"filename": "page.png"}))
 
 
+def test_a_full_disk_is_no_fault_of_the_plugins(
+    served: Served, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "/a/path/of/the/host")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for _ in range(5):
+        answer = upload(http, "full.png", png())
+        assert (answer.status_code, answer.json()["error"]) == (
+            503,
+            "the disk gives no answer: No space left on device",
+        )
+        assert http.post("/userdata/full", content=b"x").status_code == 503
+        assert http.post("/settings/full", content=b"1").status_code == 503
+    assert served.host.guard.strikes.reason("comfy_api") is None
+    monkeypatch.undo()
+    assert upload(http, "full.png", png()).status_code == 200
+
+
 def test_there_is_a_limit_to_what_is_uploaded(tmp_path: Path) -> None:
     with comfy(tmp_path, max_input_mib=1, max_user_mib=1) as served, http_of(served) as http:
         noise = [png_of_noise(index) for index in range(3)]

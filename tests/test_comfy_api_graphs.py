@@ -145,6 +145,9 @@ def test_several_graphs_run_at_once_and_others_wait_in_their_order(served: Serve
     assert http.post("/queue", json={"delete": [prompts[2], "nothing"]}).status_code == 200
     assert http.post("/queue", json={"clear": True}).status_code == 200
     assert http.get("/queue").json()["queue_pending"] == []
+    assert http.post("/interrupt", json={"prompt_id": 7}).status_code == 400  # which is not "all of them"
+    http.post("/interrupt", json={"prompt_id": "nothing"})
+    assert len(http.get("/queue").json()["queue_running"]) == 2
     http.post("/interrupt", json={"prompt_id": prompts[0]})
     row = wait_for_history(http, prompts[0])
     assert row["status"]["messages"][-1][0] == "execution_interrupted"
@@ -174,6 +177,15 @@ def test_a_graph_that_fails_says_where_and_why(
 
 
 # What is refused.
+
+
+def test_what_does_not_fit_into_a_png_is_left_out(http: httpx2.Client) -> None:
+    notes = {"workflow": {"a": 1}, "large": "x" * (1 << 20), "n\u00e4me": 1} | {str(number): 1 for number in range(30)}
+    prompt = queue(http, text_to_image(seed=16), extra_data={"extra_pnginfo": notes})
+    (image,) = wait_for_history(http, prompt)["outputs"]["9"]["images"]
+    texts = picture_of(http.get("/view", params=image)).text
+    assert (json.loads(texts["workflow"]), "large" in texts) == ({"a": 1}, False)
+    assert wait_for_history(http, queue(http, text_to_image(seed=17), extra_data={"extra_pnginfo": 7}))
 
 
 def test_what_is_wrong_is_told_by_node(http: httpx2.Client) -> None:
@@ -452,17 +464,17 @@ def entry(name: str, size: int = 1) -> Entry:
 def test_the_history_is_bounded_and_takes_its_pictures_along(tmp_path: Path) -> None:
     gone: list[str] = []
     file = tmp_path / "history.sqlite3"
-    history = History(file, 3, 100, lambda picture: gone.append(picture.filename))
+    history = History(file, 3, 600, lambda picture: gone.append(picture.filename))
     for name in "abcd":
         history.add(entry(name))
     assert gone == ["a.png"]
     history.unlist(None)
-    history.add(entry("large", 99))
-    assert gone == ["a.png", "b.png", "c.png"]
-    history.add(entry("larger", 500))  # the newest stays, whatever its size is
+    history.add(entry("large", 500))
+    assert gone == ["a.png", "b.png", "c.png", "d.png"]
+    history.add(entry("larger", 5000))  # the newest stays, whatever its size is
     assert [row.id for row in history.newest(10)] == ["larger"]
     history.close()
-    again = History(file, 3, 100, lambda picture: gone.append(picture.filename))
+    again = History(file, 3, 600, lambda picture: gone.append(picture.filename))
     again.add(entry("last"))
     assert gone[-1] == "larger.png"
     again.close()

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -13,6 +15,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message
 
 from latentwire import LatentwireError
+
+log = logging.getLogger(__name__)
 
 MAX_JSON = 4 << 20
 MAX_DEPTH = 64
@@ -43,6 +47,12 @@ def answered(handler: Handler) -> Handler:
             return JSONResponse({"error": error.message}, error.status)
         except HTTPException as error:  # a form that is none
             return JSONResponse({"error": error.detail}, error.status_code)
+        except ConnectionError:
+            raise
+        except (OSError, sqlite3.Error) as error:  # a full disk is no fault of the plugin's
+            log.warning("%s cannot be answered: %s", request.url.path, error)
+            reason = getattr(error, "strerror", None) or str(error)  # an OSError's own text would name the file
+            return JSONResponse({"error": f"the disk gives no answer: {reason:.200}"}, 503)
         except LatentwireError as error:
             return JSONResponse({"error": error.message}, 503 if error.code == "host_closing" else 400)
 

@@ -51,6 +51,7 @@ class Outbox:
     def __init__(self) -> None:
         self.features: dict[str, Any] | None = None
         self._waiting: OrderedDict[Hashable, str | bytes] = OrderedDict()
+        self._sending: dict[Hashable, str | bytes] = {}
         self._numbers = itertools.count()
         self._there = asyncio.Event()
         self._closed = False
@@ -64,15 +65,21 @@ class Outbox:
         self._there.set()
 
     async def next(self) -> str | bytes | None:
-        """The next message; None when the client is too far behind."""
+        """The next message; None when the client is too far behind. The one before has been sent."""
+        self._sending = {}
         while not self._waiting:
             self._there.clear()
             await self._there.wait()
-        return None if self._closed else self._waiting.popitem(last=False)[1]
+        if self._closed:
+            return None
+        key, message = self._waiting.popitem(last=False)
+        self._sending = {key: message}
+        return message
 
     def unsent(self) -> Iterator[str]:
         """What has not been sent, but for what a newer one could have replaced."""
-        return (text for key, text in self._waiting.items() if isinstance(key, int) and isinstance(text, str))
+        waiting = (*self._sending.items(), *self._waiting.items())
+        return (text for key, text in waiting if isinstance(key, int) and isinstance(text, str))
 
 
 @dataclass

@@ -71,7 +71,9 @@ class GraphRoutes:
     async def interrupt(self, request: Request) -> Response:
         asked = await read_json(request)
         wanted = asked.get("prompt_id") if isinstance(asked, dict) else None
-        self._service.prompts.interrupt(wanted if isinstance(wanted, str) else None)
+        if wanted is not None and not isinstance(wanted, str):
+            raise Refused(400, f"prompt_id is the id of a graph, got {wanted!r:.80}")
+        self._service.prompts.interrupt(wanted)
         return Response()
 
     async def jobs(self, request: Request) -> Response:

@@ -5,6 +5,7 @@ the bounds want their room.
 """
 
 import json
+import math
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from latentwire import PluginError
 from .pictures import Stored
 
 VERSION = 1
+PAGE_SIZE = 16 << 20  # letters of a list
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS prompts (
@@ -104,28 +106,32 @@ class History:
         except (OSError, sqlite3.Error) as error:
             raise PluginError(f"the history {file} cannot be used: {error}", plugin="comfy_api") from error
 
-    def last_number(self) -> float:
-        """The highest number that a graph has had; 0 where there is none."""
+    def last_number(self) -> int:
+        """The highest number that a graph has had, or the next whole one; 0 where there is none."""
         with self._lock:
-            (number,) = self._connection.execute("SELECT coalesce(max(number), 0) FROM prompts").fetchone()
-        return float(number)
+            (number,) = self._connection.execute("SELECT max(coalesce(max(number), 0), 0) FROM prompts").fetchone()
+        last: float = number
+        return math.ceil(last)
 
     def add(self, entry: Entry) -> None:
         """Keep an entry; the oldest go where there are too many."""
-        values = [json.dumps(getattr(entry, name)) if name in MAPS else getattr(entry, name) for name in COLUMNS]
+        texts = {name: json.dumps(getattr(entry, name)) for name in MAPS}
+        size = entry.bytes + sum(map(len, texts.values()))
+        row = {name: getattr(entry, name) for name in COLUMNS} | texts | {"bytes": size}
+        values = [row[name] for name in COLUMNS]
         places = ", ".join("?" * len(COLUMNS))
-        gone: list[tuple[str, int]] = []
+        gone: list[str] = []
         with self._lock:
             self._connection.execute(f"INSERT INTO prompts ({', '.join(COLUMNS)}) VALUES ({places})", values)
             self._count += 1
-            self._bytes += entry.bytes
+            self._bytes += size
             while self._count > 1 and (self._count > self._max_count or self._bytes > self._max_bytes):
                 oldest = "DELETE FROM prompts WHERE place = (SELECT min(place) FROM prompts) RETURNING outputs, bytes"
-                outputs, size = self._connection.execute(oldest).fetchone()
+                outputs, freed = self._connection.execute(oldest).fetchone()
                 self._count -= 1
-                self._bytes -= size
-                gone.append((outputs, size))
-        for outputs, _ in gone:
+                self._bytes -= freed
+                gone.append(outputs)
+        for outputs in gone:
             for output in json.loads(outputs).values():
                 for picture in output.get("images", ()):
                     with suppress(OSError):
@@ -137,7 +143,7 @@ class History:
         return found[0] if found else None
 
     def newest(self, limit: int, offset: int = 0, statuses: Sequence[str] = ()) -> list[Entry]:
-        """Entries that are listed, the newest first."""
+        """Entries that are listed, the newest first; fewer than `limit` where they are very large."""
         states = f"AND status IN ({', '.join('?' * len(statuses))})" if statuses else ""
         return self._select(f"WHERE listed {states} ORDER BY place DESC LIMIT ? OFFSET ?", [*statuses, limit, offset])
 
@@ -171,7 +177,13 @@ class History:
     def _select(self, condition: str, values: list[Any]) -> list[Entry]:
         with self._lock:
             query = f"SELECT {', '.join(COLUMNS)} FROM prompts {condition}"
-            rows = self._connection.execute(query, values).fetchall()
+            rows: list[Sequence[Any]] = []
+            size = 0
+            for row in self._connection.execute(query, values):
+                size += sum(len(value) for value in row if isinstance(value, str))
+                if rows and size > PAGE_SIZE:
+                    break
+                rows.append(row)
         return [_entry(row) for row in rows]
 
 

@@ -7,6 +7,7 @@ from .asked import Refused
 
 MAX_PARTS = 10
 MAX_NAME = 200  # bytes
+BLOCK = 4096
 
 
 def below(folder: Path, *names: str) -> Path:
@@ -30,12 +31,12 @@ def below(folder: Path, *names: str) -> Path:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Bytes of all files below a folder, none counted as less than what a disk takes for it."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
             try:
-                total += os.lstat(os.path.join(place, name)).st_size
+                total += max(os.lstat(os.path.join(place, name)).st_size, BLOCK)
             except FileNotFoundError:  # just gone
                 continue
     return total

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from latentwire import UnknownImage, read_picture
 
@@ -20,7 +20,7 @@ from .paths import below, size_of, write
 
 Kind = Literal["input", "output", "temp"]
 
-SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
+SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 NOTED = re.compile(r"(.*?) ?\[(input|output|temp)\]")
 """A picture's name as graphs have it where it is not of `input`."""
 
@@ -59,7 +59,7 @@ class Pictures:
         return sorted(
             str(file.relative_to(folder))
             for file in folder.rglob("*")
-            if file.suffix.lower() in (*SUFFIXES.values(), ".jpeg") and file.is_file()
+            if file.suffix.lower() in SUFFIXES and file.is_file()
         )
 
     def upload(self, data: bytes, name: str, subfolder: str, overwrite: bool) -> Stored:
@@ -75,7 +75,7 @@ class Pictures:
         picture = Image.open(io.BytesIO(original)).convert("RGBA")
         mask = Image.open(io.BytesIO(data)).convert("RGBA").getchannel("A").resize(picture.size)
         picture.putalpha(mask)
-        return self._keep(str(Path(name).with_suffix(".png")), subfolder, _encoded(picture, "PNG"), overwrite)
+        return self._keep(str(Path(name).with_suffix(".png")), subfolder, _encoded(picture, "png"), overwrite)
 
     def save(self, prefix: str, kind: Kind, data: bytes) -> Stored:
         """Keep a picture that a graph has made, under the next free number.
@@ -145,7 +145,7 @@ class Pictures:
 
     def _keep(self, name: str, subfolder: str, data: bytes, overwrite: bool) -> Stored:
         path = below(self._folder / "input", subfolder, name)
-        if not name or path.suffix.lower() not in (*SUFFIXES.values(), ".jpeg"):
+        if not name or path.suffix.lower() not in SUFFIXES:
             raise Refused(400, f"wanted a file .png, .jpg or .webp, got {name!r:.80}")
         with self._lock:
             wanted, number = path, 0
@@ -165,37 +165,30 @@ class Pictures:
 def shown(file: Path, channel: str, preview: str) -> tuple[bytes, str]:
     """A picture's file and media type for `/view`: as it is, or without or only what is transparent, or smaller."""
     data = file.read_bytes()
+    format, _, wanted = preview.partition(";")
+    if preview and format not in ("webp", "jpeg"):
+        raise Refused(400, f"a preview is webp or jpeg, got {preview!r:.40}")
+    quality = min(max(int(wanted), 1), 100) if wanted.isdecimal() and len(wanted) < 4 else 90
     try:
-        opened = Image.open(io.BytesIO(data), formats=tuple(SUFFIXES))
-    except UnidentifiedImageError as error:
-        raise Refused(404, f"{file.name!r:.80} is no PNG, JPEG or WebP") from error
-    format, picture = opened.format or "PNG", opened.copy()
-    quality = 90
-    if preview:
-        format, _, wanted = preview.partition(";")
-        format = format.upper()
-        if format not in ("WEBP", "JPEG"):
-            raise Refused(400, f"a preview is webp or jpeg, got {preview!r:.40}")
-        quality = min(max(int(wanted), 1), 100) if wanted.isdecimal() and len(wanted) < 4 else 90
-    if channel in ("rgb", "a"):
-        picture = picture.convert("RGBA")
+        opened = Image.open(io.BytesIO(data), formats=tuple(SUFFIXES.values()))
+        if channel not in ("rgb", "a") and not preview:
+            return data, f"image/{(opened.format or 'png').lower()}"
+        picture = opened.convert("RGBA")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # somebody has put it there
+        raise Refused(404, f"{file.name!r:.80} is no PNG, JPEG or WebP that can be read") from error
+    if channel == "a":
         alpha = picture.getchannel("A")
-        picture = picture.convert("RGB") if channel == "rgb" else _transparent(alpha)
-        format = format if preview else "PNG"
-    elif not preview:
-        return data, f"image/{format.lower()}"
-    return _encoded(picture.convert("RGB") if format == "JPEG" else picture, format, quality), f"image/{format.lower()}"
-
-
-def _transparent(alpha: Image.Image) -> Image.Image:
-    picture = Image.new("RGBA", alpha.size)
-    picture.putalpha(alpha)
-    return picture
+        picture = Image.new("RGBA", alpha.size)
+        picture.putalpha(alpha)
+    if channel == "rgb" or format == "jpeg":
+        picture = picture.convert("RGB")
+    format = format or "png"
+    return _encoded(picture, format, quality), f"image/{format}"
 
 
 def _encoded(picture: Image.Image, format: str, quality: int = 90) -> bytes:
     file = io.BytesIO()
-    picture.save(file, format, **({} if format == "PNG" else {"quality": quality}))
+    picture.save(file, format, **({} if format == "png" else {"quality": quality}))
     return file.getvalue()
 
 

@@ -40,6 +40,11 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.pending) + len(self.running)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all graphs."""
+        return sum(prompt.size for prompt in (*self.running.values(), *self.pending))
+
     def has(self, prompt: str) -> bool:
         """Whether a graph of this id runs or waits."""
         return prompt in self.running or any(other.id == prompt for other in self.pending)

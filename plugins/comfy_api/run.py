@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 OWNER = "comfyui"
 PREVIEW_SIZE = 512
 NO_PREVIEWS = "none"
+NOTE = re.compile(r"[A-Za-z0-9_ .-]{1,79}")  # the name of a text in a PNG, as graph.run takes it
+MAX_NOTE = 1 << 20  # letters
+MOST_NOTES = 16
 UNSAID = (None, "default")
 
 STATUS = {"execution_success": "completed", "execution_interrupted": "cancelled", "execution_error": "failed"}
@@ -26,7 +30,11 @@ STATUS = {"execution_success": "completed", "execution_interrupted": "cancelled"
 
 @dataclass(eq=False)
 class Prompt:
-    """A graph that somebody wants to be run; times in milliseconds since 1970."""
+    """A graph that somebody wants to be run; times in milliseconds since 1970.
+
+    `size` is of all that was sent, in bytes; `prefixes` has the output nodes, with what their files are called, and with
+    None for pictures that are only to be seen.
+    """
 
     id: str
     number: float
@@ -35,7 +43,7 @@ class Prompt:
     targets: list[str]
     client: str | None
     prefixes: dict[str, str | None]
-    """The output nodes, with what their files are called; None for pictures that are only to be seen."""
+    size: int
     created: int = field(default_factory=now_ms)
     begun: int | None = None
     current: str | None = None
@@ -136,10 +144,12 @@ class Run:
         await asyncio.sleep(0)  # what has been emitted before is in the queue then
 
     def _metadata(self) -> dict[str, str]:
-        """The texts of the pictures' PNGs that editors read a graph from."""
+        """The texts of the pictures' PNGs that editors read a graph from; those that are too long are left out."""
         notes = self._prompt.extra.get("extra_pnginfo")
-        texts = {name: json.dumps(value) for name, value in notes.items()} if isinstance(notes, dict) else {}
-        return {**texts, "prompt": json.dumps(self._prompt.graph)}
+        values = {"prompt": self._prompt.graph, **(notes if isinstance(notes, dict) else {})}
+        texts = {name: json.dumps(value) for name, value in values.items() if NOTE.fullmatch(name)}
+        fitting = [(name, text) for name, text in texts.items() if len(text) <= MAX_NOTE]
+        return dict(fitting[:MOST_NOTES])
 
     async def _follow(self) -> Exception | None:
         """Tell of the events; what went wrong with the pictures of some."""
@@ -213,7 +223,7 @@ class Run:
             "executed": [node for node, row in prompt.progress.items() if row["state"] == "finished"],
         }
         kind, told, error = "execution_success", {}, None
-        if self._cancelled or code == "cancelled":
+        if self._working is None or self._working.cancelled() or code == "cancelled":
             kind, told = "execution_interrupted", about
         elif problem is not None:
             if not isinstance(problem, LatentwireError | OSError):

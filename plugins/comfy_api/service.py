@@ -1,8 +1,8 @@
 """What all routes of one host share."""
 
 import asyncio
+import json
 import secrets
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +27,7 @@ from .socket import CLIENT_ID
 from .user_data import UserData
 
 MOST_NUMBER = 1e15
+MOST_BYTES = 64 << 20  # of all graphs that run or wait
 SECRETS = ("auth_token_comfy_org", "api_key_comfy_org")
 """What the front end sends for another service; it is not kept."""
 
@@ -66,11 +67,7 @@ class Service:
 
     async def ask(self, question: Callable[..., Value], *args: Any) -> Value:
         """Ask something of the disk, off the event loop."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: question(*args))
-        except (OSError, sqlite3.Error) as error:
-            reason = getattr(error, "strerror", None) or str(error)  # an OSError's own text would name the file
-            raise Refused(503, f"the disk gives no answer: {reason:.200}") from error
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: question(*args))
 
     async def nodes(self) -> Nodes:
         """The nodes that there are just now."""
@@ -107,8 +104,6 @@ class Service:
         problem = _problem(asked)
         if problem:
             return refused("invalid_prompt", problem)
-        if len(self.prompts) >= self._settings.max_queued:
-            return refused("too_many_jobs", f"{len(self.prompts)} graphs wait already, the limit", status=429)
         name = str(asked.get("prompt_id") or secrets.token_hex(16))
         nodes = await self.nodes()
         try:
@@ -119,15 +114,18 @@ class Service:
             await self.host.dispatch("graph.check", params, CALLER, lambda _: None)
         except LatentwireError as error:
             return invalid(error, graph, nodes)
-        if self.prompts.has(name) or await self.ask(self.history.has, name):
+        if await self.ask(self.history.has, name) or self.prompts.has(name):
             return refused("invalid_prompt", f"there has been a graph {name!r}; send another prompt_id, or none")
+        size = len(json.dumps(asked))
+        if len(self.prompts) >= self._settings.max_queued or self.prompts.size + size > MOST_BYTES:
+            return refused("too_many_jobs", f"{len(self.prompts)} graphs wait already, the limit", status=429)
         self._number += 1
         number = asked.get("number", -self._number if asked.get("front") else self._number)
         extra = {key: value for key, value in asked.get("extra_data", {}).items() if key not in SECRETS}
         client = asked.get("client_id") or None
         if client is not None:
             extra["client_id"] = client
-        prompt = Prompt(name, number, graph, {**extra, "create_time": 0}, targets, client, prefixes)
+        prompt = Prompt(name, number, graph, {**extra, "create_time": 0}, targets, client, prefixes, size)
         prompt.extra["create_time"] = prompt.created
         self.prompts.add(prompt)
         return JSONResponse({"prompt_id": name, "number": number, "node_errors": {}})

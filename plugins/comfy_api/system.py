@@ -11,7 +11,7 @@ from latentwire import Host, __version__
 
 def features(max_upload: int) -> dict[str, Any]:
     """What this host can do, as front ends ask."""
-    return {"supports_preview_metadata": True, "max_upload_size": max_upload, "extension": {}}
+    return {"supports_preview_metadata": True, "max_upload_size": max_upload}
 
 
 def system_stats(host: Host) -> dict[str, Any]:

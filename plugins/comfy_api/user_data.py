@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .asked import Refused
+from .asked import MAX_JSON, Refused
 from .paths import below, size_of, write
 
 USER = "default"  # the one that there is
@@ -40,6 +40,8 @@ class UserData:
         """Change settings."""
         with self._lock:
             text = json.dumps(self.settings() | values, indent=4)
+            if len(text) > MAX_JSON:
+                raise Refused(413, f"the settings would have more than {MAX_JSON} letters, the limit")
             self._write(self._folder / SETTINGS, text.encode())
 
     def list_all(self, folder: str, recurse: bool) -> list[dict[str, Any]]:
