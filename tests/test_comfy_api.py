@@ -164,6 +164,7 @@ def test_a_mask_becomes_what_is_transparent(http: httpx2.Client) -> None:
     small = http.get("/view", params={**where, "preview": "webp;50"})
     assert small.headers["content-type"] == "image/webp"
     assert picture_of(small).size == (64, 64)
+    nothing_leaks(http.post("/upload/mask", files={"image": ("", png(), "image/png")}, data={"original_ref": original}))
     for wrong in ("", "[]", "{", json.dumps({"filename": "../secret"}), json.dumps({"filename": 7})):
         nothing_leaks(http.post("/upload/mask", files=files, data={"original_ref": wrong}))
 
@@ -292,6 +293,7 @@ def test_a_file_of_the_front_ends_is_never_a_page(http: httpx2.Client) -> None:
 # What is refused.
 
 BODIES = [b"", b"{", b"[]", b"7", b'"x"', b"null", b"\xff", b"[" * 100_000, b'{"a":' * 500 + b"1" + b"}" * 500, b"NaN"]
+BODIES += [b'{"a": 1e999}', b'{"a": "\\ud800"}', b'{"\\udfff": 1}', b'{"a": -Infinity}']
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:8]))

@@ -13,6 +13,7 @@ from .browser import browser as browser
 from .browser import page as page
 from .browser import problems as problems
 from .comfy import comfy, http_of
+from .conftest import wait_for
 from .packages import FRONT_END, fetch
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def editor(served: Served, page: "Page", problems: list[str]) -> Iterator["Page"
     page.set_viewport_size(SIZE)  # type: ignore[arg-type]
     page.goto(f"{served.http}/comfyui/")
     page.get_by_text("Text to Image").first.click()
-    page.wait_for_function("window.app?.graph?._nodes?.length === 7")
+    until(page, "window.app?.graph?._nodes?.length === 7")
     yield page
     assert [problem for problem in problems if not any(text in problem for text in ITS_OWN)] == []
     problems.clear()
@@ -55,6 +56,11 @@ def jobs(served: Served) -> list[dict[str, Any]]:
     with http_of(served) as http:
         found: list[dict[str, Any]] = http.get("/api/jobs").json()["jobs"]
     return found
+
+
+def until(page: "Page", condition: str, timeout_s: float = 30) -> None:
+    """Until something holds; asked from outside, since the page's policy forbids how Playwright itself would wait."""
+    wait_for(lambda: bool(page.evaluate(condition)), condition, timeout_s)
 
 
 def set_widget(page: "Page", kind: str, name: str, value: Any) -> None:
@@ -102,11 +108,11 @@ def test_it_makes_a_picture_and_shows_it_in_the_making(served: Served, editor: "
     set_widget(editor, "KSampler", "steps", 60)  # time to see something
     editor.get_by_role("button", name="Run").first.click()
     shown = "app.graph._nodes.find((node) => node.type === '%s').imgs?.[0]"
-    editor.wait_for_function(f"{shown % 'KSampler'}?.naturalWidth > 0")
+    until(editor, f"{shown % 'KSampler'}?.naturalWidth > 0")
     assert editor.evaluate(f"{shown % 'KSampler'}.src").startswith("blob:")
     assert jobs(served)[0]["status"] == "in_progress"
     editor.screenshot(path=tmp_path / "in_the_making.png")
-    editor.wait_for_function(f"{shown % 'SaveImage'}?.naturalWidth === 128", timeout=60_000)
+    until(editor, f"{shown % 'SaveImage'}?.naturalWidth === 128")
     assert "/comfyui/api/view?" in editor.evaluate(f"{shown % 'SaveImage'}.src")
     editor.screenshot(path=tmp_path / "finished.png")
     listed = jobs(served)
@@ -119,7 +125,7 @@ def test_it_ends_a_graph_that_runs(served: Served, editor: "Page") -> None:
     set_widget(editor, "KSampler", "seed", 21)
     set_widget(editor, "KSampler", "steps", 900)
     editor.get_by_role("button", name="Run").first.click()
-    editor.wait_for_function("app.graph._nodes.find((node) => node.type === 'KSampler').imgs?.[0]?.naturalWidth > 0")
+    until(editor, "app.graph._nodes.find((node) => node.type === 'KSampler').imgs?.[0]?.naturalWidth > 0")
     (running,) = [job["id"] for job in jobs(served) if job["status"] == "in_progress"]
     editor.get_by_role("button", name="Cancel current run").first.click()
     editor.get_by_text("0 active").wait_for()
@@ -149,13 +155,13 @@ def test_it_asks_for_the_token_once(package: Path, page: "Page", problems: list[
         page.get_by_label("Token").fill(TOKEN)
         page.get_by_role("button", name="Enter").click()
         page.get_by_text("Text to Image").first.click()
-        page.wait_for_function("window.app?.graph?._nodes?.length === 7")
+        until(page, "window.app?.graph?._nodes?.length === 7")
         set_widget(page, "KSampler", "steps", 2)
         page.get_by_role("button", name="Run").first.click()
         shown = "app.graph._nodes.find((node) => node.type === 'SaveImage').imgs?.[0]?.naturalWidth === 128"
-        page.wait_for_function(shown)
+        until(page, shown)
         page.reload()
-        page.wait_for_function("window.app?.graph?._nodes?.length === 7")
+        until(page, "window.app?.graph?._nodes?.length === 7")
         page.close()
     ours = ("401 (Unauthorized)",)
     assert [problem for problem in problems if not any(text in problem for text in ITS_OWN + ours)] == []

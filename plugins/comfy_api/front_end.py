@@ -18,7 +18,7 @@ PACKAGE = "comfyui_frontend_package"
 # others. But nothing comes from, or goes to, anywhere else.
 POLICY = {
     "default-src": "'self'",
-    "script-src": "'self' 'unsafe-inline' 'unsafe-eval' blob:",
+    "script-src": "'self' 'unsafe-inline' 'wasm-unsafe-eval' blob:",
     "style-src": "'self' 'unsafe-inline'",
     "img-src": "'self' blob: data:",
     "font-src": "'self' data:",

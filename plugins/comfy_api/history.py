@@ -19,7 +19,7 @@ from latentwire import PluginError
 from .pictures import Stored
 
 VERSION = 1
-PAGE_SIZE = 16 << 20  # letters of a list
+PAGE_SIZE = 4 << 20  # letters of a list
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS prompts (

@@ -13,13 +13,14 @@ from typing import Literal, get_args
 
 from PIL import Image
 
-from latentwire import UnknownImage, read_picture
+from latentwire import read_picture
 
 from .asked import Refused
 from .paths import below, size_of, write
 
 Kind = Literal["input", "output", "temp"]
 
+MOST_NAMES = 1000  # whose next number is remembered
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 NOTED = re.compile(r"(.*?) ?\[(input|output|temp)\]")
 """A picture's name as graphs have it where it is not of `input`."""
@@ -75,7 +76,7 @@ class Pictures:
         picture = Image.open(io.BytesIO(original)).convert("RGBA")
         mask = Image.open(io.BytesIO(data)).convert("RGBA").getchannel("A").resize(picture.size)
         picture.putalpha(mask)
-        return self._keep(str(Path(name).with_suffix(".png")), subfolder, _encoded(picture, "png"), overwrite)
+        return self._keep(f"{name.rpartition('.')[0]}.png", subfolder, _encoded(picture, "png"), overwrite)
 
     def save(self, prefix: str, kind: Kind, data: bytes) -> Stored:
         """Keep a picture that a graph has made, under the next free number.
@@ -87,10 +88,11 @@ class Pictures:
         key = (path.parent, path.name)
         with self._lock:
             number = self._next.get(key) or _first_free(path.parent, path.name)
-            self._next[key] = number + 1
-            if len(self._next) > 1000:
+            while (file := path.with_name(f"{path.name}_{number:05}_.png")).exists():
+                number += 1  # somebody else's, since
+            if len(self._next) > MOST_NAMES:
                 self._next.clear()
-        file = path.with_name(f"{path.name}_{number:05}_.png")
+            self._next[key] = number + 1
         write(file, data)
         return self._stored(file, kind)
 
@@ -127,17 +129,6 @@ class Pictures:
         if not filename or not path.is_file():
             raise Refused(404, f"there is no picture {filename!r:.80}")
         return path
-
-    def read(self, name: str) -> bytes:
-        """A picture by the name that graphs give it.
-
-        Raises:
-            UnknownImage: there is none.
-        """
-        try:
-            return self.find(name, kind="input").read_bytes()
-        except Refused as error:
-            raise UnknownImage(error.message) from error
 
     def remove(self, stored: Stored) -> None:
         """Remove a picture; one that is gone already is no error."""

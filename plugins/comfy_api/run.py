@@ -32,8 +32,8 @@ STATUS = {"execution_success": "completed", "execution_interrupted": "cancelled"
 class Prompt:
     """A graph that somebody wants to be run; times in milliseconds since 1970.
 
-    `size` is of all that was sent, in bytes; `prefixes` has the output nodes, with what their files are called, and with
-    None for pictures that are only to be seen.
+    `size` is of all that was sent, in bytes. `prefixes` has the output nodes and what their files are called: None for
+    pictures that are only to be seen.
     """
 
     id: str
@@ -81,7 +81,7 @@ class Run:
         self._resolved = resolved
         self._asked = always_preview
         self._failed: dict[str, Any] = {}
-        self._end: tuple[str, dict[str, Any]] = ("", {})
+        self._end: tuple[str, dict[str, Any]] | None = None
         self._cancelled = False
         self._working: asyncio.Task[Any] | None = None
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -112,8 +112,9 @@ class Run:
 
     def tell_end(self) -> None:
         """Tell the client that it has ended, and how; once the history has it."""
-        kind, data = self._end
-        self._clients.tell(self._prompt.client, kind, **data)
+        if self._end is not None:
+            kind, data = self._end
+            self._clients.tell(self._prompt.client, kind, **data)
         self._clients.tell(self._prompt.client, "executing", node=None, prompt_id=self._prompt.id)
 
     def state(self) -> list[tuple[str, dict[str, Any]]]:
@@ -141,7 +142,6 @@ class Run:
             loop.call_soon_threadsafe(self._events.put_nowait, event)
 
         await self._host.dispatch("graph.run", params, caller, emit)
-        await asyncio.sleep(0)  # what has been emitted before is in the queue then
 
     def _metadata(self) -> dict[str, str]:
         """The texts of the pictures' PNGs that editors read a graph from; those that are too long are left out."""

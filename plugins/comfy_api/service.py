@@ -27,7 +27,7 @@ from .socket import CLIENT_ID
 from .user_data import UserData
 
 MOST_NUMBER = 1e15
-MOST_BYTES = 64 << 20  # of all graphs that run or wait
+MOST_BYTES = 32 << 20  # of all graphs that run or wait
 SECRETS = ("auth_token_comfy_org", "api_key_comfy_org")
 """What the front end sends for another service; it is not kept."""
 
@@ -196,7 +196,7 @@ def _problem(asked: dict[str, Any]) -> str | None:
 
 def _targets(asked: dict[str, Any], graph: dict[str, Any], nodes: Nodes) -> list[str]:
     """The output nodes that a graph is run for."""
-    wanted = asked.get("partial_execution_targets")
+    wanted = set(asked.get("partial_execution_targets") or ())
     found = [name for name, node in graph.items() if _kind(node, nodes)["output"]]
     return found if not wanted else [name for name in found if name in wanted]
 
