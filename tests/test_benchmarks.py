@@ -72,6 +72,12 @@ def test_throughput_compares_with_one_after_the_other_and_with_raw_forwards(mix:
         assert_all_positive(row)
 
 
+def test_graphs_compares_several_at_once_with_one_after_the_other() -> None:
+    result = printed("graphs.py", "--graphs", "2", "--rounds", "1", "--steps", "2")
+    figures = ("at_once_over_one_after_the_other", "one_after_the_other_s", "at_once_s")
+    assert_all_positive({name: result[name] for name in figures})
+
+
 def test_first_preview_counts_the_steps_of_those_who_run_already() -> None:
     result = printed("first_preview.py", "--rounds", "1", "--steps", "4", "--jobs", "2")
     assert 0 <= result["steps_of_the_others"]["worst"] <= 4
