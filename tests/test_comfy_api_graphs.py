@@ -3,9 +3,11 @@
 import copy
 import json
 import random
+import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from .comfy import (
     wait_for_history,
 )
 from .conftest import wait_for
+from .raw_socket import RawClient
 
 METADATA = {"supports_preview_metadata": True}
 
@@ -361,6 +364,54 @@ def test_a_slow_client_gets_the_latest_preview_and_every_message_that_counts() -
     assert [text["data"]["node"] for text in texts if text["type"] == "executed"] == ["0", "100", "200", "300", "400"]
     assert [text["data"]["value"] for text in texts if text["type"] == "progress"] == [499]
     assert len(waiting) == 7
+
+
+def test_over_a_real_socket_a_client_that_does_not_read_gets_few_previews_and_all_that_counts(
+    served: Served, http: httpx2.Client
+) -> None:
+    with slow_socket(served, "slow") as stream:
+        prompt = queue(http, text_to_image(seed=27, steps=80, size=128), client_id="slow")
+        wait_for_history(http, prompt)  # others are not held up
+        frames = frames_of(stream, lambda text: text["type"] == "executing" and text["data"]["node"] is None)
+    texts = [frame for frame in frames if isinstance(frame, dict) and frame["data"].get("prompt_id") == prompt]
+    kinds = [text["type"] for text in texts]
+    assert kinds[0] == "execution_start"
+    assert kinds[-2:] == ["execution_success", "executing"]
+    assert kinds.count("executed") == 1
+    assert [text["data"] for text in texts if text["type"] == "progress"][-1]["value"] == 80
+    previews = [frame for frame in frames if isinstance(frame, bytes)]
+    assert 0 < len(previews) < 40
+
+
+@contextmanager
+def slow_socket(served: Served, client: str) -> Iterator[socket.socket]:
+    """A WebSocket whose client reads when it likes, and whose machine takes little until then."""
+    host, _, port = served.http.removeprefix("http://").partition(":")
+    with socket.socket() as stream:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stream.connect((host, int(port)))
+        stream.sendall(
+            f"GET /ws?clientId={client} HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            "Sec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            answer += stream.recv(1)
+        said = json.dumps({"type": "feature_flags", "data": METADATA}).encode()
+        stream.sendall(bytes([0x81, 0x80 | len(said)]) + bytes(4) + said)
+        yield stream
+
+
+def frames_of(stream: socket.socket, is_last: Callable[[dict[str, Any]], bool]) -> list[Any]:
+    """What comes on a socket, until a text is the last one."""
+    client, frames = RawClient(stream), list[Any]()
+    while True:
+        while (frame := client.take()) is not None:
+            frames.append(json.loads(frame[1]) if frame[0] == 1 else frame[1])
+            if isinstance(frames[-1], dict) and is_last(frames[-1]):
+                return frames
+        client._unread += stream.recv(1 << 16)
 
 
 def test_what_waits_for_a_client_is_bounded() -> None:

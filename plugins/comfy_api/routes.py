@@ -24,7 +24,6 @@ def make_routes(service: Service) -> list[BaseRoute]:
         for path, method, handler in kind(service).handlers()
     ]
     sockets = Sockets(service.clients, service.welcome, features(service.max_upload))
-    routes.append(RootSocket("/ws", sockets.serve))
-    if service.front_end is not None:
-        routes += [WebSocketRoute(f"{PATH}/ws", sockets.serve), *front_end_routes(service.front_end)]
-    return routes
+    routes += [RootSocket("/ws", sockets.serve)]
+    routes += [WebSocketRoute(f"{prefix}/ws", sockets.serve) for prefix in prefixes[1:]]
+    return routes if service.front_end is None else [*routes, *front_end_routes(service.front_end)]
