@@ -115,6 +115,8 @@ def test_an_uploaded_picture_is_a_choice_of_the_node_that_loads_it(http: httpx2.
     names, options = http.get("/object_info/LoadImage").json()["LoadImage"]["input"]["required"]["image"]
     assert "choice.png" in names
     assert options["image_upload"] is True
+    assert "choice.png" in http.get("/internal/files/input").json()
+    nothing_leaks(http.get("/internal/files/other"))
 
 
 def test_models_by_folder(http: httpx2.Client) -> None:

@@ -61,9 +61,8 @@ def front_end_routes(folder: Path) -> list[BaseRoute]:
     async def style(request: Any) -> Response:
         return Response(media_type="text/css")  # it has none, and asks for it
 
-    routes: list[BaseRoute] = [Route(PATH, redirect), Route(f"{PATH}/user.css", style), Mount(PATH, Files(folder))]
-    images = folder / "assets" / "images"  # which it asks for as if it lived at the root
-    return [*routes, Mount("/assets/images", Files(images))] if images.is_dir() else routes
+    assets = Mount("/assets", Files(folder / "assets"))  # for some it asks as if it lived at the root
+    return [Route(PATH, redirect), Route(f"{PATH}/user.css", style), Mount(PATH, Files(folder)), assets]
 
 
 class Files:

@@ -39,16 +39,17 @@ class HostRoutes:
             ("/i18n", "GET", constant({})),
             ("/templates/{file}", "GET", self.template),
             ("/internal/folder_paths", "GET", constant({})),
+            ("/internal/files/{kind}", "GET", self.files),
         ]
 
     async def object_info(self, _: Request) -> Response:
-        inputs = await self._service.ask(self._service.pictures.inputs)
-        return JSONResponse(object_info(await self._service.nodes(), inputs))
+        names = await self._service.ask(self._service.pictures.names)
+        return JSONResponse(object_info(await self._service.nodes(), names))
 
     async def object_info_of(self, request: Request) -> Response:
         name = request.path_params["name"]
         nodes = {known: node for known, node in (await self._service.nodes()).items() if known == name}
-        return JSONResponse(object_info(nodes, await self._service.ask(self._service.pictures.inputs)))
+        return JSONResponse(object_info(nodes, await self._service.ask(self._service.pictures.names)))
 
     async def model_folders(self, _: Request) -> Response:
         return JSONResponse(list(FOLDERS))
@@ -66,6 +67,9 @@ class HostRoutes:
 
     async def embeddings(self, _: Request) -> Response:
         return JSONResponse(models(await self._service.nodes(), "embeddings"))
+
+    async def files(self, request: Request) -> Response:
+        return JSONResponse(await self._service.ask(self._service.pictures.names, request.path_params["kind"]))
 
     async def system_stats(self, _: Request) -> Response:
         return JSONResponse(await asyncio.to_thread(system_stats, self._service.host))

@@ -43,6 +43,8 @@ def config_of(entry: Mapping[str, Any], pictures: list[str] | None = None) -> li
         options["tooltip"] = entry["description"]
     if entry["type"] == "INT" and entry["name"] in SEEDS:
         options["control_after_generate"] = True
+    if not entry["required"] and entry["type"] in ("INT", "FLOAT") and "default" not in entry:
+        options["forceInput"] = True  # else editors would send a number that nobody has chosen
     if entry.get("upload"):
         return [pictures or [], {**options, "image_upload": True}]
     return [entry["choices"] if entry["type"] == "COMBO" else entry["type"], options]

@@ -54,9 +54,13 @@ class Pictures:
         self._lock = threading.Lock()
         self._next: dict[tuple[Path, str], int] = {}
 
-    def inputs(self) -> list[str]:
-        """The names of the pictures of `input`, as graphs name them."""
-        folder = self._folder / "input"
+    def names(self, kind: str = "input") -> list[str]:
+        """The names of all pictures of a kind, as graphs have them.
+
+        Raises:
+            Refused: there is no such kind.
+        """
+        folder = self._folder / _kind(kind)
         return sorted(
             str(file.relative_to(folder))
             for file in folder.rglob("*")
