@@ -1,7 +1,7 @@
 """Graphs at once against the same graphs one after the other, from one client and through the host.
 
-Each is the graph that editors begin with (a checkpoint, two prompts, a sampler, a decoder, a saved picture), with a prompt
-and a seed that the host has not seen, so nothing of it but the model is known. Prints JSON.
+Each is the graph that editors begin with (a checkpoint, two prompts, a sampler, a decoder, a saved picture), of a
+prompt and a seed that the host has not seen, so nothing of it but the model is known. Prints JSON.
 
     python benchmarks/graphs.py [--graphs 4] [--rounds 9] [--steps 20] [--dtype float32]
 """

@@ -124,6 +124,40 @@ def test_a_camera_is_followed_as_well(page: "Page", site: str, hosted: Served) -
     wait_for(lambda: not hosted.host.jobs.all(), "the last picture")
 
 
+def test_a_graph_is_laid_out_from_what_the_host_describes_and_run(page: "Page", site: str, hosted: Served) -> None:
+    page.goto(f"{site}/examples/web/graph.html?host={hosted.url}")
+    status, run = page.get_by_role("status"), page.get_by_role("button", name="Run")
+    status.filter(has_text="Connected").wait_for()
+    nodes = page.evaluate("[...document.querySelectorAll('article')].map(({ id }) => id)")
+    assert sorted(nodes) == ["decoder", "empty", "model", "negative", "picture", "positive", "sampler"]
+    assert page.locator("path").count() == 9  # a line for each link
+    assert page.locator("#sampler").get_by_label("scheduler").input_value() == "normal"  # as describe says
+    run.click()
+    page.locator("#sampler img:not([hidden])").wait_for()  # a preview
+    status.filter(has_text="Done").wait_for()
+    picture = page.locator("#picture img")
+    assert picture.evaluate("async (image) => (await image.decode(), image.naturalWidth)") == 128
+    assert page.locator("#sampler").get_attribute("data-state") == "finished"
+
+    page.locator("#sampler").get_by_label("seed").fill("2")
+    run.click()
+    page.locator("#positive[data-state=cached]").wait_for()
+    status.filter(has_text="Done").wait_for()
+    assert page.locator("#sampler").get_attribute("data-state") == "finished"
+
+    page.locator("#sampler").get_by_label("steps").fill("0")
+    run.click()
+    status.filter(has_text="node sampler: input steps: it must be at least 1").wait_for()
+    assert page.locator("#sampler").get_attribute("data-state") == "failed"
+
+    page.locator("#sampler").get_by_label("steps").fill("500")
+    run.click()
+    status.filter(has_text="Step").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    status.filter(has_text="was cancelled").wait_for()
+    wait_for(lambda: not hosted.host.jobs.all(), "the sampler's end")
+
+
 def test_the_way_to_open_them_is_right() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     port = re.search(r"http\.server (\d+) --bind localhost", text)

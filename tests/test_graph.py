@@ -1,6 +1,7 @@
 """The plugin `graph`: graphs are checked, run, and not run again where nothing has changed."""
 
 import asyncio
+import dataclasses
 import io
 import json
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from latentwire.testing import (
     plugin,
     running_host,
 )
+
+from .pages import PAGES, blocks, json_default, section, table
 
 Graph = dict[str, dict[str, Any]]
 
@@ -179,7 +182,7 @@ def test_values_that_wait_are_bounded() -> None:
 
 
 def long_one(seed: int) -> Graph:
-    return text_to_image(seed=seed, steps=200)
+    return text_to_image(seed=seed, steps=1000)
 
 
 def running(
@@ -265,8 +268,9 @@ def test_a_client_may_run_as_many_graphs_as_it_may_have_jobs() -> None:
             events.wait_for("graph_accepted")
         with pytest.raises(TooManyJobs):
             run(host, text_to_image())
-        for thread, events, _ in (first, second):
+        for _, events, _ in (first, second):
             call(host, "graph.cancel", {"run": events.named("graph_accepted")[0].run})
+        for thread, _, _ in (first, second):
             thread.join()
         many = text_to_image()  # a graph that wants more jobs at once than its client may have
         for number in range(6):
@@ -449,3 +453,38 @@ def test_a_client_runs_a_graph_over_its_connection(latentwire_client: Any) -> No
     client = latentwire_client("graph")
     result = client.call("graph.run", graph=text_to_image())
     assert result["outputs"]["9"]["images"][0]["width"] == 64
+
+
+# The guide.
+
+
+def test_the_guides_example_runs_and_its_events_are_those_that_come(host: Host) -> None:
+    examples = [json.loads(block) for block in blocks(PAGES["graphs"], "json")]
+    (asked,) = [example for example in examples if example.get("command") == "graph.run"]
+    events = Events()
+    result = call(host, "graph.run", asked["params"], emit=events)
+    shown = {example["event"]: example for example in examples if "event" in example}
+    assert set(events.names) | {"node_cached", "result", "error"} == set(shown)
+    for event in events:
+        fields = dataclasses.asdict(event)  # type: ignore[call-overload]
+        assert set(shown[event.name]) == {"id", "event", "seq"} | set(fields)
+    told = events.named("node_finished")[-1].images[0]
+    assert set(shown["node_finished"]["images"][0]) == set(told)
+    assert set(result) == set(shown["result"]["result"])
+    assert set(shown["result"]["result"]["outputs"]["7"]["images"][0]) == set(told) - {"data"}
+
+
+def test_the_guide_says_what_can_be_asked_for(host: Host) -> None:
+    run = host.registry.commands["graph.run"].params
+    documented = table(section(PAGES["graphs"], "Running one"))
+    assert {name: json_default(row[0]) for name, row in documented.items()} == {
+        name: field.get_default() for name, field in run.model_fields.items()
+    }
+    samplers = table(section(PAGES["graphs"], "Samplers and schedulers"))
+    choices = next(given for given in host.registry.nodes["KSampler"].inputs_on(host) if given.name == "sampler_name")
+    assert set(samplers) - {"lms"} == set(choices.choices_on(host) or ()) - {"lms"}
+    for name, (_, spaced) in samplers.items():
+        if name in (choices.choices_on(host) or ()):
+            graph = text_to_image(sampler_name=name, scheduler="karras")
+            problem = host.registry.nodes["KSampler"].check(host, graph["3"]["inputs"])  # type: ignore[misc]
+            assert bool(problem) == (spaced == "no"), name
