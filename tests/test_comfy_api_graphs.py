@@ -507,6 +507,22 @@ def test_the_history_survives_a_restart(tmp_path: Path) -> None:
         assert http.get("/history").json() == {}
 
 
+def test_the_plugin_is_loaded_anew_and_switched_off_and_on_while_the_host_runs(tmp_path: Path) -> None:
+    from latentwire import connect_sync
+
+    with comfy(tmp_path) as served, http_of(served) as http, connect_sync(served.url) as client:
+        prompt = queue(http, text_to_image(seed=43))
+        before = wait_for_history(http, prompt)
+        client.call("plugins.reload", name="comfy_api")
+        assert http.get(f"/history/{prompt}").json()[prompt] == before
+        client.call("plugins.disable", name="comfy_api")
+        assert http.get("/history").status_code == 503
+        with pytest.raises(Exception, match="503"):
+            Listener(served, "x")
+        client.call("plugins.enable", name="comfy_api")
+        assert wait_for_history(http, queue(http, text_to_image(seed=44)))["status"]["completed"]
+
+
 def entry(name: str, size: int = 1) -> Entry:
     images = [Stored(f"{name}.png", "", "output").plain()]
     return Entry(name, "completed", 1, 1, 1, 1, size, {}, {}, [], {"9": {"images": images}}, [], None)
