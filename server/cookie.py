@@ -31,8 +31,9 @@ def has_cookie(connection: HTTPConnection, tokens: Iterable[str | None]) -> bool
 
 
 def _name(connection: HTTPConnection) -> str:
-    """With the port, because browsers share cookies among all ports of a name."""
-    return f"latentwire-{connection.url.port or 0}"
+    """With the port that the header has, because browsers share cookies among all ports of a name."""
+    port = connection.headers["host"].rpartition(":")[2]
+    return f"latentwire-{port if port.isdecimal() else 0}"
 
 
 def _value(token: str) -> str:

@@ -38,7 +38,8 @@ async function go(token) {
   if (folder !== "/" && navigator.cookieEnabled) {
     const login = await fetch(`/login?path=${encodeURIComponent(folder)}`, {method: "POST", headers}).catch(() => null);
     if (login?.ok) {
-      location.replace(location.pathname);
+      if (location.search.includes("ticket=")) location.replace(location.pathname);
+      else location.reload();
       return true;
     }
   }

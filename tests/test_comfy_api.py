@@ -363,6 +363,8 @@ def test_a_cookie_of_the_login_is_for_what_is_below_its_path_alone(tmp_path: Pat
         evil = {"Cookie": f"{name}={value}", "Origin": "http://evil.example"}
         assert http.get("/api/prompt", headers=evil).status_code == 403
         assert http.post("/ticket", headers={"Cookie": f"{name}={value}"}).status_code == 403
+        odd = {"Cookie": f"{name}={value}", "Host": "localhost:99999"}  # another port's cookie is another one
+        assert http.get("/api/prompt", headers=odd).status_code == 401
 
 
 def routes_of(served: Served) -> list[Route]:
