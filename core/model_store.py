@@ -350,10 +350,10 @@ class ModelStore:
         contents = self.shelf.contents()
         return [self._row(brought, contents) for brought in all_of_kind]
 
-    def number_of(self, kind: Kind, name: str) -> int | None:
+    def number_of(self, kind: Kind, name: str | None) -> int | None:
         """Which load of its host has the name: another number, another load. None where nothing has it."""
         with self._lock:
-            brought = self._brought.get((kind, name))
+            brought = None if name is None else self._brought.get((kind, name))
         return None if brought is None else brought.number
 
     def _row(self, brought: Brought, contents: Mapping[Key, tuple[Any, int, int]]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .requests import Mode, PreviewOptions, Priority
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 PLAIN = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 """Types of inputs that hold a value of the graph itself, or a link; all others are sockets, which take links alone."""
+
+SHAPES = {"IMAGE": ("batch", "height", "width", "3"), "MASK": ("batch", "height", "width")}
+"""Of arrays of float32, from 0 to 1."""
 
 Choices = Sequence[str] | Callable[["Host"], Sequence[str]]
 """Those of a COMBO; a function is asked anew each time, for lists that change."""
@@ -153,6 +158,20 @@ def problem_of(node: Any) -> str | None:
         if (given.type == "COMBO") != (given.choices is not None):
             return f"node {node.name!r}, input {given.name!r}: choices belong to a COMBO, and each COMBO has some"
     return None
+
+
+def checked(kind: str, value: Any) -> Any:
+    """An output of a node, as the nodes after it may expect it by its type.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if kind not in SHAPES:
+        return value
+    array = np.asarray(value, np.float32)
+    if array.ndim != len(SHAPES[kind]) or not array.size or (kind == "IMAGE" and array.shape[-1] != 3):
+        raise TypeError(f"its {kind} has the shape {list(array.shape)}, wanted {', '.join(SHAPES[kind])}")
+    return array
 
 
 def describe_nodes(host: "Host") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import InvalidParams, LatentwireError, PluginError
 from .faults import is_device, is_memory, typed
 from .nearest import nearest
+from .nodes import checked
 from .plugin_guard import PluginGuard
 from .plugin_registry import TABLES, Entries, PluginRegistry
 
@@ -205,6 +206,7 @@ class Registry(Entries):
                 outputs = await context.host.with_pixels(run)
             if not isinstance(outputs, list | tuple) or len(outputs) != len(node.outputs):
                 raise TypeError(f"it gave {outputs!r:.80}, wanted {len(node.outputs)} outputs")
+            outputs = [checked(output.type, value) for output, value in zip(node.outputs, outputs, strict=True)]
         except LatentwireError:
             raise
         except BaseException as error:

@@ -33,6 +33,7 @@ from latentwire.testing import (
     running_host,
 )
 
+from .graphs import Draft, Model, file_of, painted
 from .pages import PAGES, blocks, json_default, section, table
 
 Graph = dict[str, dict[str, Any]]
@@ -296,7 +297,7 @@ def test_events_tell_of_each_node_its_steps_and_previews(host: Host) -> None:
     assert previews
     assert {event.node for event in previews} == {"3"}
     assert PILImage.open(io.BytesIO(previews[-1].image.data)).size == (32, 32)
-    assert len({event.run for event in events}) == 1
+    assert len({getattr(event, "run") for event in events}) == 1  # noqa: B009
 
 
 def test_the_result_names_the_pictures(host: Host) -> None:
@@ -446,6 +447,92 @@ def test_nodes_of_a_plugin_are_nodes_like_any_other(tmp_path: Path) -> None:
         assert events.named("node_failed")[0].node == "10"
 
 
+SHOUTING = """
+import numpy as np
+from latentwire import NodeInput, NodeOutput, NodeType, hookimpl
+
+async def say(context, inputs):
+    return (inputs["text"],)
+
+def draw(context, inputs):
+    return (np.zeros((2, 2)),)
+
+@hookimpl
+def register(registry):
+    text = (NodeInput("text", "STRING"),)
+    registry.add_node(NodeType("Say", "Say", "text", text, (NodeOutput("STRING", "STRING"),), say))
+    registry.add_node(NodeType("Draw", "Draw", "image", (), (NodeOutput("IMAGE", "IMAGE"),), draw))
+"""
+
+
+def test_what_nodes_give_is_looked_at_before_it_is_used(tmp_path: Path) -> None:
+    (tmp_path / "shouting.py").write_text(SHOUTING)
+    with running_host("graph", "lora", tmp_path / "shouting.py") as host:
+        for class_type, given in (
+            ("KSampler", "sampler_name"),
+            ("KSampler", "scheduler"),
+            ("CheckpointLoaderSimple", "ckpt_name"),
+        ):
+            graph = text_to_image()
+            graph["10"] = {"class_type": "Say", "inputs": {"text": "nothing like it"}}
+            node = next(node for node in graph.values() if node["class_type"] == class_type)
+            node["inputs"][given] = ["10", 0]
+            with pytest.raises(InvalidParams, match="none of its choices") as caught:
+                run(host, graph)
+            assert caught.value.details[0]["path"] == [given]
+            graph["10"]["inputs"]["text"] = {"ckpt_name": "emoji", "sampler_name": "ddim", "scheduler": "normal"}[given]
+            assert run(host, graph)
+        graph["11"] = {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["4", 0], "lora_name": ["10", 0]}}
+        graph["3"]["inputs"]["model"] = ["11", 0]
+        with pytest.raises(InvalidParams, match="it has none just now"):
+            run(host, graph)
+        drawn: Graph = {
+            "1": {"class_type": "Draw"},
+            "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+        }
+        with pytest.raises(PluginError, match=r"'shouting' failed in node Draw: .*shape \[2, 2\], wanted batch"):
+            run(host, drawn)
+
+
+# What nodes do at the edges.
+
+
+def test_noise_is_not_handed_to_a_sampler_that_measures_it_otherwise(host: Host) -> None:
+    model = Model(Draft())
+    first = model.sampled_some(model.empty(), end_at_step=2, return_with_leftover_noise="enable")
+    second = model.sampled_some(first, start_at_step=2, add_noise="disable", sampler_name="ddim")
+    with pytest.raises(InvalidParams, match="go on with: euler, euler_ancestral, heun"):
+        run(host, model.saved(second))
+
+
+def test_a_sampler_that_cannot_stop_cleanly_says_which_can(host: Host) -> None:
+    for sampler, stops in (("euler", True), ("dpmpp_2m", True), ("heun", False)):
+        model = Model(Draft())
+        graph = model.saved(model.sampled_some(model.empty(), end_at_step=2, sampler_name=sampler))
+        if stops:
+            assert run(host, graph)
+        else:
+            with pytest.raises(InvalidParams, match="samplers that can: euler"):
+                run(host, graph)
+
+
+def test_a_picture_of_any_ratio_is_cropped(host: Host) -> None:
+    draft = Draft()
+    image = draft.one("LoadImage", image=call(host, "images.put", {"data": file_of(painted())})["image_id"])
+    for width, height in ((8, 4096), (4096, 8), (1, 1)):
+        scale = {"upscale_method": "area", "width": width, "height": height, "crop": "center"}
+        draft.add("PreviewImage", 0, images=draft.one("ImageScale", image=image, **scale))
+    assert sorted(picture.size for picture in run(host, draft.nodes)) == [(1, 1), (8, 4096), (4096, 8)]
+
+
+def test_what_is_no_part_of_a_graph_does_no_harm(host: Host) -> None:
+    graph = text_to_image(seed=400)
+    graph["3"]["_meta"] = {"title": b"bytes", "more": [[[]]]}
+    graph["3"]["inputs"]["unknown"] = b"bytes"
+    (picture,) = run(host, graph)
+    assert json.loads(picture.info["latentwire_graph"]) == text_to_image(seed=400)
+
+
 # Over the wire.
 
 
@@ -466,7 +553,7 @@ def test_the_guides_example_runs_and_its_events_are_those_that_come(host: Host) 
     shown = {example["event"]: example for example in examples if "event" in example}
     assert set(events.names) | {"node_cached", "result", "error"} == set(shown)
     for event in events:
-        fields = dataclasses.asdict(event)  # type: ignore[call-overload]
+        fields = dataclasses.asdict(event)
         assert set(shown[event.name]) == {"id", "event", "seq"} | set(fields)
     told = events.named("node_finished")[-1].images[0]
     assert set(shown["node_finished"]["images"][0]) == set(told)

@@ -61,7 +61,7 @@ def some(graph: Graph, chance: random.Random) -> tuple[str, dict[str, Any]]:
     return name, graph[name]["inputs"]
 
 
-ODD = (
+ODD: tuple[Any, ...] = (
     None,
     True,
     -1,
@@ -144,7 +144,8 @@ def another_class(graph: Graph, chance: random.Random) -> Any:
 
 @mutation(6)
 def a_node_that_is_none(graph: Graph, chance: random.Random) -> Any:
-    graph[chance.choice(list(graph))] = chance.choice([None, [], "node", 7, {}, {"inputs": {}}])
+    odd: list[Any] = [None, [], "node", 7, {}, {"inputs": {}}]
+    graph[chance.choice(list(graph))] = chance.choice(odd)
 
 
 @mutation(4)

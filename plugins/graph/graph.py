@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from latentwire import Host, InvalidGraph, LatentwireError, NodeInput, NodeType
 
+from .refusals import refused
+
 MOST_NODES = 2000
 MOST_DETAILS = 20  # of one error
 MOST_TEXT = 100_000  # letters of a STRING
@@ -162,14 +164,15 @@ def _node_of(
             values[wanted.name], problem = _value_of(host, value, wanted)
         if problem is not None:
             problems.add(name, wanted.name, problem, value)
-    if kind.check is not None and len(problems.details) == before:
+    if len(problems.details) == before:
         for wrong, message in _checked(kind, host, values).items():
             problems.add(name, wrong or None, message, values.get(wrong))
     return Node(name, kind, values, links)
 
 
 def _checked(kind: NodeType, host: Host, values: Mapping[str, Any]) -> Mapping[str, str]:
-    assert kind.check is not None
+    if kind.check is None:
+        return {}
     try:
         return kind.check(host, values)
     except LatentwireError as error:
@@ -216,6 +219,36 @@ def _number_of(value: Any, wanted: NodeInput) -> tuple[Any, str | None]:
         return (int if wanted.type == "INT" else float)(value), None
     except OverflowError:
         return value, "it is too large a number"
+
+
+def plain_graph(nodes: Mapping[str, Node]) -> dict[str, Any]:
+    """Nodes as a graph again, with all defaults filled in."""
+    return {
+        name: {
+            "class_type": node.type.name,
+            "inputs": {key: value for key, value in node.values.items() if value is not None}
+            | {key: list(link) for key, link in node.links.items()},
+        }
+        for name, node in nodes.items()
+    }
+
+
+def check_given(host: Host, node: Node, given: Mapping[str, Any]) -> None:
+    """Look at plain values that other nodes have given, as at those of the graph itself.
+
+    Raises:
+        InvalidParams: one does not fit.
+    """
+    plain = {wanted.name: wanted for wanted in node.type.inputs_on(host) if wanted.is_plain}
+    linked = plain.keys() & node.links.keys()
+    if not linked:
+        return
+    for name in linked:
+        _, problem = _value_of(host, given[name], plain[name])
+        if problem is not None:
+            raise refused(name, f"{problem}; that is what node {node.links[name].node!r} gives", given[name])
+    for name, problem in _checked(node.type, host, {name: given[name] for name in plain}).items():
+        raise refused(name, problem, given.get(name))
 
 
 def _wanted(wanted: NodeInput) -> str:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from latentwire import Host, NodeContext, NodeInput, NodeOutput, NodeType
+from latentwire import GenerateRequest, Host, NodeContext, NodeInput, NodeOutput, NodeType
 
 from .jobs import Jobs, Part
 from .nodes_latent import MOST_PICTURES
@@ -49,25 +50,29 @@ class GenerateNode:
             NAME,
             "Generate",
             "sampling",
-            lambda host: tuple(inputs_of(host)),
+            lambda host: inputs_of(host.request_model),
             (NodeOutput("IMAGE", "IMAGE"),),
             self.run,
             description="Pictures of a prompt in one node, as the command generate makes them.",
         )
 
 
-def inputs_of(host: Host) -> Iterator[NodeInput]:
+@lru_cache(4)
+def inputs_of(request_model: type[GenerateRequest]) -> tuple[NodeInput, ...]:
     """The plain fields of the request, and those of plugins' fields that hold nothing else, as `field.name`."""
-    schema = host.request_model.model_json_schema()
+    schema = request_model.model_json_schema()
+    required, models = schema.get("required", ()), schema.get("$defs", {})
+    found: list[NodeInput] = []
     for name, field in schema["properties"].items():
         if name == "seed":
-            yield NodeInput(name, "INT", default=0, minimum=0, maximum=MOST_SEED, random=True)
+            found.append(NodeInput(name, "INT", default=0, minimum=0, maximum=MOST_SEED, random=True))
         elif name == "num_images":
-            yield NodeInput(name, "INT", False, default=1, minimum=1, maximum=MOST_PICTURES)
+            found.append(NodeInput(name, "INT", False, default=1, minimum=1, maximum=MOST_PICTURES))
         elif name in LISTS:
-            yield NodeInput(name, "COMBO", False, choices=LISTS[name], description=field.get("description", ""))
+            found.append(NodeInput(name, "COMBO", False, choices=LISTS[name], description=field.get("description", "")))
         elif name not in NOT_OF_THE_PICTURE:
-            yield from _inputs_of(name, field, name in schema.get("required", ()), schema.get("$defs", {}))
+            found += _inputs_of(name, field, name in required, models)
+    return tuple(found)
 
 
 def _inputs_of(name: str, field: Mapping[str, Any], required: bool, models: Mapping[str, Any]) -> Iterator[NodeInput]:

@@ -51,7 +51,7 @@ def to_size(host: Host, latent: Latent, width: int, height: int, method: str, cr
     check_pixels(host, latent.batch, width, height)
     changes: dict[str, Any] = {"width": width, "height": height}
     if latent.mask is not None:
-        changes["mask"] = rescaled_planes(latent.mask, width, height, "bilinear", crop)
+        changes["mask"] = _mask_at(host, latent.mask, width, height, crop)
     if latent.samples is not None:
         changes["samples"] = rescaled_planes(latent.samples, width // 8, height // 8, method, crop)
     return replace(latent, **changes)
@@ -151,7 +151,7 @@ def encode_for_inpaint(context: NodeContext, given: Mapping[str, Any]) -> tuple[
     latent = _to_encode(given["pixels"], given["vae"])
     assert latent.image is not None
     _, height, width, _ = given["pixels"].shape
-    white = _cropped(rescaled_planes(given["mask"], width, height, "bilinear")) > 0.5
+    white = _cropped(_mask_at(context.host, given["mask"], width, height)) > 0.5
     white = white[np.arange(latent.batch) % len(white)]
     image = np.where(white[..., None], np.float32(0.5), latent.image)  # grey, so that nothing of it shines through
     return (replace(latent, image=image, mask=_grown(white.astype(np.float32), given["grow_mask_by"])),)
@@ -168,7 +168,12 @@ def _grown(mask: Pixels, by: int) -> Pixels:
 
 def set_mask(context: NodeContext, given: Mapping[str, Any]) -> tuple[Any, ...]:
     latent: Latent = given["samples"]
-    return (replace(latent, mask=rescaled_planes(given["mask"], latent.width, latent.height, "bilinear")),)
+    return (replace(latent, mask=_mask_at(context.host, given["mask"], latent.width, latent.height)),)
+
+
+def _mask_at(host: Host, mask: Pixels, width: int, height: int, crop: str = "disabled") -> Pixels:
+    check_pixels(host, len(mask), width, height)
+    return rescaled_planes(mask, width, height, "bilinear", crop)
 
 
 NODES = (

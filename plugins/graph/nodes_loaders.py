@@ -50,11 +50,11 @@ async def load_controlnet(context: NodeContext, given: Mapping[str, Any]) -> tup
 
 
 def _lora_state(host: Host, values: Mapping[str, Any]) -> Any:
-    return host.store.number_of("adapter", values["lora_name"])
+    return host.store.number_of("adapter", values.get("lora_name"))
 
 
 def _controlnet_state(host: Host, values: Mapping[str, Any]) -> Any:
-    return host.store.number_of("controlnet", values["control_net_name"])
+    return host.store.number_of("controlnet", values.get("control_net_name"))
 
 
 LORA = NodeInput("lora_name", "COMBO", choices=_loras, description="one that lora.load has loaded")

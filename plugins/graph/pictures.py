@@ -22,8 +22,9 @@ def rescaled(picture: PILImage.Image, width: int, height: int, method: str, crop
     """A picture, or one channel of something, at another size; `center` crops it to the new ratio first."""
     if crop == "center":
         ratio, wanted = picture.width / picture.height, width / height
-        x = round(picture.width * (1 - wanted / ratio) / 2) if ratio > wanted else 0
-        y = round(picture.height * (1 - ratio / wanted) / 2) if ratio < wanted else 0
+        x = round(picture.width * max(0, 1 - wanted / ratio) / 2)
+        y = round(picture.height * max(0, 1 - ratio / wanted) / 2)
+        x, y = min(x, (picture.width - 1) // 2), min(y, (picture.height - 1) // 2)  # something must be left
         picture = picture.crop((x, y, picture.width - x, picture.height - y))
     return picture if picture.size == (width, height) else picture.resize((width, height), METHODS[method])
 

@@ -14,7 +14,7 @@ from .about import about
 from .budget import Budget
 from .cache import Cache, Outputs, keys_of
 from .events import NodeCached, NodeFailed, NodeFinished, NodePreview, NodeProgress, NodeStarted
-from .graph import Node
+from .graph import Node, check_given, plain_graph
 from .values import Shown, nbytes
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Run:
         self._waited_for: Counter[str] = Counter()
         self._ready = {name: asyncio.Event() for name in nodes}
         self._turns = asyncio.Semaphore(AT_ONCE)
-        self._shown: dict[str, Shown] = {}
+        self._images: dict[str, list[dict[str, Any]]] = {}  # of output nodes, without their data
         self._failure: LatentwireError | None = None
         self._task: asyncio.Task[dict[str, Any]] | None = None
 
@@ -97,7 +97,7 @@ class Run:
             self._values[name] = outputs
             self._ready[name].set()
             if self._nodes[name].type.output:
-                self._shown[name] = outputs[-1]
+                self._images[name] = [_without_data(image) for image in outputs[-1].images]
                 self.tell(NodeFinished(self.id, name, outputs[-1].images))
         try:
             async with asyncio.TaskGroup() as group:
@@ -106,10 +106,8 @@ class Run:
                         group.create_task(self._run_node(self._nodes[name], keys[name]))
         except BaseExceptionGroup as failures:
             raise self._failure or failures.exceptions[0] from None
-        outputs_of = {
-            name: {"images": [_without_data(image) for image in shown.images]} for name, shown in self._shown.items()
-        }
-        return {"run": self.id, "outputs": outputs_of}
+        shown = {name: {"images": self._images[name]} for name in self._nodes if name in self._images}
+        return {"run": self.id, "outputs": shown}
 
     def _wanted(self) -> Sequence[str]:
         if self._params.outputs is not None:
@@ -140,16 +138,19 @@ class Run:
         for source in sources:
             await self._ready[source].wait()
         async with self._turns:
-            inputs = {name: self._values[link.node][link.output] for name, link in node.links.items()}
+            linked = {name: self._values[link.node][link.output] for name, link in node.links.items()}
+            inputs = {**node.values, **linked}
+            del linked
             self.tell(NodeStarted(self.id, node.id, node.type.name))
             shown = Shown()
             context = self._context_for(node, shown)
             try:
-                outputs = await self._host.registry.run_node(node.type.name, context, {**node.values, **inputs})
+                check_given(self._host, node, inputs)
+                outputs = await self._host.registry.run_node(node.type.name, context, inputs)
                 del inputs
                 if node.type.output:
                     outputs = (*outputs, shown)
-                    self._shown[node.id] = shown
+                    self._images[node.id] = [_without_data(image) for image in shown.images]
                 self._budget.take(nbytes(outputs))
             except LatentwireError as error:
                 self._fail(node, error)
@@ -204,7 +205,7 @@ class Run:
         """A picture of an output node; in a worker thread."""
         host, made = self._host, about(self._nodes, node.id)
         request = host.request_model.model_construct(**made)
-        made["graph"] = self._params.graph
+        made["graph"] = self._graph
         index = len(shown.images)
         origin = Origin(self.caller.client, self.caller.owner, self.id, index, made["seed"], request, made)
         event = publish(host, origin, picture, dict(self._chunks), keep)
@@ -228,7 +229,11 @@ class Run:
     @cached_property
     def _chunks(self) -> dict[str, str]:
         """Text chunks of its PNGs."""
-        return {"latentwire_graph": json.dumps(self._params.graph).replace("<", "\\u003c")} | self._params.metadata
+        return {"latentwire_graph": json.dumps(self._graph).replace("<", "\\u003c")} | self._params.metadata
+
+    @cached_property
+    def _graph(self) -> dict[str, Any]:
+        return plain_graph(self._nodes)
 
 
 def _to_nobody(event: Event) -> None:

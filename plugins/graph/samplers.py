@@ -25,6 +25,7 @@ class Sampler:
         changes: What differs from the model's config.
         spaced: Whether it knows Karras and exponential spacing.
         stops: Whether it can end cleanly in the midst of its schedule.
+        explodes: Whether its noisy latents are the picture plus so much noise; else their variance is kept.
     """
 
     name: str
@@ -32,15 +33,16 @@ class Sampler:
     changes: Mapping[str, Any]
     spaced: bool = True
     stops: bool = True
+    explodes: bool = False
 
 
 SAMPLERS = {
-    "euler": Sampler("euler", "EulerDiscreteScheduler", {}),
-    "euler_ancestral": Sampler("euler_ancestral", "EulerAncestralDiscreteScheduler", {}, spaced=False),
-    "heun": Sampler("heun", "HeunDiscreteScheduler", {}, stops=False),
-    "dpm_2": Sampler("dpm2", "KDPM2DiscreteScheduler", {}, stops=False),
-    "dpm_2_ancestral": Sampler("dpm2_ancestral", "KDPM2AncestralDiscreteScheduler", {}, stops=False),
-    "lms": Sampler("lms", "LMSDiscreteScheduler", {}),
+    "euler": Sampler("euler", "EulerDiscreteScheduler", {}, explodes=True),
+    "euler_ancestral": Sampler("euler_ancestral", "EulerAncestralDiscreteScheduler", {}, spaced=False, explodes=True),
+    "heun": Sampler("heun", "HeunDiscreteScheduler", {}, stops=False, explodes=True),
+    "dpm_2": Sampler("dpm2", "KDPM2DiscreteScheduler", {}, stops=False, explodes=True),
+    "dpm_2_ancestral": Sampler("dpm2_ancestral", "KDPM2AncestralDiscreteScheduler", {}, stops=False, explodes=True),
+    "lms": Sampler("lms", "LMSDiscreteScheduler", {}, explodes=True),
     "dpmpp_2m": Sampler("dpmpp_2m", "DPMSolverMultistepScheduler", {}),
     "dpmpp_2m_sde": Sampler("dpmpp_2m_sde", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "ddpm": Sampler("ddpm", "DDPMScheduler", {}, spaced=False, stops=False),

@@ -42,9 +42,9 @@ class Steps:
         Raises:
             InvalidParams: it is longer than a schedule can be.
         """
-        total = steps if denoise > 0.9999 else int(steps / denoise)
+        total = steps if denoise > 0.9999 else int(min(steps / denoise, 1e9))
         if total > MOST_STEPS:
-            message = f"{steps} steps at denoise {denoise:g} are the last of {total}; at most {MOST_STEPS} can be"
+            message = f"{steps} steps at denoise {denoise:g} are the last of {total:g}; at most {MOST_STEPS} can be"
             raise refused("denoise", message, denoise)
         return cls(total - steps, total, total)
 
@@ -96,6 +96,11 @@ class Samples:
             raise refused(
                 "end_at_step", f"{sampler} cannot stop early without noise; samplers that can: {names}", sampler
             )
+        if latent.noisy is not None and SAMPLERS[latent.noisy].explodes != SAMPLERS[sampler].explodes:
+            explodes = SAMPLERS[latent.noisy].explodes
+            fitting = ", ".join(name for name, row in SAMPLERS.items() if row.explodes == explodes)
+            message = f"it holds noise of {latent.noisy}, which {sampler} measures otherwise; go on with: {fitting}"
+            raise refused("latent_image", message, sampler)
         guided = cfg > 1
         prompts = (negative, positive) if guided else (positive,)
         controls = _controls_of(positive, negative if guided else ())
@@ -129,7 +134,7 @@ class Samples:
 
         part = Part(task, arguments, tuple(control.net.name for control in controls), model.adapters)
         made = await self._jobs.run(context, part, request, (steps.end - steps.first) * latent.batch)
-        return latent.with_samples(np.stack(made), noisy=not steps.clean)
+        return latent.with_samples(np.stack(made), noisy=None if steps.clean else sampler)
 
     async def _start(
         self, context: NodeContext, model: Model, latent: Latent, steps: Steps, extra: dict[str, Any]
@@ -248,9 +253,7 @@ def _controls_of(positive: Conditioning, negative: Conditioning) -> tuple[Contro
     controls = positive[0].controls
     for name, prompts in (("positive", positive[1:]), ("negative", negative)):
         for prompt in prompts:
-            same = [(c.net, c.strength, c.start, c.end) for c in prompt.controls] == [
-                (c.net, c.strength, c.start, c.end) for c in controls
-            ]
+            same = list(map(_use_of, prompt.controls)) == list(map(_use_of, controls))
             if not same and not (name == "negative" and not prompt.controls):
                 message = (
                     "its prompts have different ControlNets, and a sampler takes one set for all of them; apply the "
@@ -258,6 +261,11 @@ def _controls_of(positive: Conditioning, negative: Conditioning) -> tuple[Contro
                 )
                 raise refused(name, message, [control.net.name for control in prompt.controls])
     return controls
+
+
+def _use_of(control: Control) -> tuple[Any, ...]:
+    """What makes one use of a ControlNet another one."""
+    return control.net, id(control.image), control.strength, control.start, control.end
 
 
 def _control_arguments(kind: str, controls: tuple[Control, ...], index: int, width: int, height: int) -> dict[str, Any]:

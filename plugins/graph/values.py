@@ -92,7 +92,7 @@ class Latent:
         samples: The latents as the denoiser sees them.
         image, vae: What is encoded where it is needed: a sampler does it as `generate` does.
         mask: White (1) is made anew, black is kept; `(batch, height, width)` in pixels.
-        noisy: The scheduler and step that left noise in `samples`.
+        noisy: Whether a sampler left noise in `samples`: its name.
     """
 
     width: int
@@ -102,7 +102,7 @@ class Latent:
     image: Pixels | None = None
     vae: Vae | None = None
     mask: Pixels | None = None
-    noisy: bool = False
+    noisy: str | None = None
 
     @property
     def is_empty(self) -> bool:

@@ -11,7 +11,7 @@ import { state } from "./state.js";
 
 const DEDICATED = { controlnet: controlnetSection, img2img: img2imgSection, lora: loraSection };
 const TITLES = { controlnet: "ControlNet", img2img: "Image to image", lora: "LoRAs", clip_skip: "Clip skip" };
-const OURS = new Set([...names, "stream", "slot", "min_steps_shown", "output_type", "priority"]); // the page's own business
+const OURS = new Set([...names, "stream", "slot", "min_steps_shown", "output_type", "priority", "graph_part"]); // the page's own business, or the host's
 const SWITCHED = new Set(["object", "array", "boolean"]); // of these there is no empty one that means none
 const shown = new Map(); // field -> {section, panel, signature}
 
