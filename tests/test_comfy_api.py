@@ -11,7 +11,7 @@ import pytest
 from starlette.routing import Route
 
 from latentwire.plugins.comfy_api.asked import MAX_JSON
-from latentwire.testing import Served, running_host, serving
+from latentwire.testing import Served, plugin, running_host, serving
 
 from .comfy import CHECKPOINT, Listener, comfy, http_of, picture_of, png, text_to_image
 
@@ -67,11 +67,11 @@ def nothing_leaks(answer: httpx2.Response) -> None:
 # The plugin.
 
 
-def test_it_is_off_until_it_is_listed() -> None:
+def test_it_is_off_until_it_is_listed(tmp_path: Path) -> None:
     with serving() as served, http_of(served) as http:
         assert http.get("/prompt").status_code == 404
         assert served.host.plugins.is_loaded("comfy_api") is False
-    with running_host("comfy_api") as host:
+    with running_host(plugin("comfy_api", folder=str(tmp_path))) as host:
         assert host.plugins.is_loaded("comfy_api")
 
 
