@@ -131,14 +131,15 @@ class Jobs:
 
         host, key = context.host, secrets.token_hex(8)
         previews = context.previews.model_dump() if context.previews and steps else None
-        params = request | {
+        params = {"mode": context.mode} | request
+        params |= {
             "output_type": "latent",
             "graph_part": {"key": key},
-            "mode": context.mode,
             "priority": context.priority,
             "stream": {"steps": bool(steps), "previews": previews},
         }
-        if "lora" in host.registry.fields:
+        loras = host.registry.owners.get(("field", "lora"))
+        if loras is not None and host.guard.strikes.reason(loras) is None:
             params.setdefault("lora", [])  # a graph says itself which LoRAs it wants
         client = context.caller.client
         turns = self._turns.setdefault(client, asyncio.Semaphore(max(1, host.settings.limits.jobs_per_client // 2)))

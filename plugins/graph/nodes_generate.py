@@ -9,9 +9,9 @@ from latentwire import GenerateRequest, Host, NodeContext, NodeInput, NodeOutput
 
 from .jobs import Jobs, Part
 from .nodes_latent import MOST_PICTURES
-from .nodes_sampling import MOST_SEED, SEEDS
+from .nodes_sampling import MOST_SEED
 from .sampling import Samples
-from .values import Latent, Vae
+from .values import SEEDS, Latent, Vae
 
 NAME = "LatentwireGenerate"
 NOT_OF_THE_PICTURE = {"mode", "output_type", "slot", "min_steps_shown", "priority", "stream", "graph_part"}
@@ -28,6 +28,7 @@ class GenerateNode:
     samples: Samples
 
     async def run(self, context: NodeContext, given: Mapping[str, Any]) -> tuple[Any, ...]:
+        # what applies by default does so here, too
         request: dict[str, Any] = {"lora": None} if "lora" in context.host.registry.fields else {}
         for name, value in given.items():
             field, _, part = name.partition(".")

@@ -9,9 +9,9 @@ from latentwire import Host, NodeContext, NodeInput, NodeType
 from .nodes_latent import LATENT
 from .samplers import SAMPLERS, SCHEDULERS, problem_of
 from .sampling import MOST_STEPS, Samples, Steps
+from .values import SEEDS
 
 MOST_SEED = 2**64 - 1  # that graphs have
-SEEDS = 2**63 - 64  # of a request, whose pictures count up
 
 ENABLED = ("enable", "disable")
 MODEL = NodeInput("model", "MODEL")

@@ -194,7 +194,7 @@ class Run:
             self.id,
             node.id,
             params.mode,
-            params.priority,
+            params.priority or ("interactive" if params.slot is not None else None),
             params.previews,
             progress,
             preview,

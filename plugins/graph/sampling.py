@@ -218,7 +218,7 @@ class Samples:
         check_pixels(context.host, latent.batch, latent.width, latent.height)
         samples = _of_each(latent.samples, _tensor)
         part = Part("graph_decode", lambda index: {"samples": samples(index)})
-        request = ONE_STEP | {"prompt": "", "model": vae.name, "num_images": latent.batch}
+        request = ONE_STEP | _size_of(latent) | {"prompt": "", "model": vae.name, "num_images": latent.batch}
         made = await self._jobs.run(context, part, request)
         return np.stack(made).transpose(0, 2, 3, 1)
 
@@ -228,7 +228,7 @@ class Samples:
         assert latent.vae is not None
         picture = _of_each(latent.image, lambda image: _tensor(image.transpose(2, 0, 1)))
         part = Part("graph_encode", lambda index: {"picture": picture(index)})
-        request = ONE_STEP | {"prompt": "", "model": latent.vae.name, "num_images": latent.batch}
+        request = ONE_STEP | _size_of(latent) | {"prompt": "", "model": latent.vae.name, "num_images": latent.batch}
         return latent.with_samples(np.stack(await self._jobs.run(context, part, request)))
 
 
@@ -312,6 +312,11 @@ def _latent_mask(mask: Any, latent: Latent) -> Any:
     picture = _mask_picture(mask, latent.width, latent.height)
     small = np.asarray(picture.resize((latent.width // 8, latent.height // 8), PILImage.Resampling.NEAREST))
     return _tensor((small >= 128).astype(np.float32)[None])
+
+
+def _size_of(latent: Latent) -> dict[str, int]:
+    """For the host's own limits, and what it says where memory runs out."""
+    return {"width": max(LEAST, latent.width), "height": max(LEAST, latent.height)}
 
 
 def _check_size(latent: Latent) -> None:

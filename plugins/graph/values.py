@@ -18,6 +18,7 @@ Pixels = npt.NDArray[np.float32]
 
 Adapters = tuple[tuple[str, float], ...]
 
+SEEDS = 2**63 - 64  # of a request, whose pictures count up
 SMALL_BYTES = 256  # about what a value without an array takes
 
 
