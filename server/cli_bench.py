@@ -36,10 +36,10 @@ def bench(options: argparse.Namespace, file: Path | None, overrides: list[str]) 
     """Measure and print."""
     if options.url is not None:
         return asyncio.run(_measure(options.url, options.token, options))
-    from .own_host import own_server, read_settings
+    from .own_host import own_host, read_settings, serving_thread
 
     settings = read_settings(file, overrides)
-    with own_server(settings) as url:
+    with own_host(settings) as host, serving_thread(host) as url:
         return asyncio.run(_measure(url, settings.server.token, options))
 
 

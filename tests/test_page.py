@@ -302,6 +302,9 @@ def test_the_form_follows_plugins_as_they_are_switched(app: "Page") -> None:
     generate(app)
     assert np.abs(pixels(app) - plain).max() < 3
     assert app.evaluate("window.stays")
+    app.reload()  # it is disabled when the page comes
+    app.locator("[data-field=clip_skip]").wait_for()
+    app.locator("[data-field=tint]").wait_for(state="detached")
 
 
 def test_figures_arrive(app: "Page") -> None:
