@@ -3,7 +3,7 @@
 import { Layer } from "./canvas.js";
 import { byId, changed, el, plain, tool } from "./dom.js";
 import { call } from "./connection.js";
-import { showProblem, messageOf } from "./errors.js";
+import { hideProblem, showProblem, messageOf } from "./errors.js";
 import { group } from "./form.js";
 import { Picture, chosen } from "./pictures.js";
 import { say } from "./said.js";
@@ -113,6 +113,7 @@ file.addEventListener("change", async () => {
   if (!picture) return;
   try {
     await put(active, picture);
+    hideProblem();
     say("The picture is on the board.");
   } catch {
     showProblem("This file is no picture that the page can show; PNG, JPEG and WebP are.");
