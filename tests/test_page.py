@@ -160,6 +160,32 @@ def test_a_painting_is_followed_to_the_end_of_its_last_stroke(app: "Page") -> No
     assert red[[8, 38, 64, 90]].mean() < 0.1  # between the strokes
 
 
+def test_a_touch_is_a_dot_and_a_second_finger_draws_nothing(app: "Page") -> None:
+    app.get_by_role("button", name="Draw").click()
+    easel = app.locator(".easel")
+    easel.scroll_into_view_if_needed()
+    box = easel.bounding_box()
+    assert box is not None
+    devtools = app.context.new_cdp_session(app)
+    devtools.send("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+
+    def touch(kind: str, *places: float) -> None:
+        y = box["y"] + box["height"] / 2
+        points = [{"x": box["x"] + x * box["width"], "y": y, "id": finger} for finger, x in enumerate(places)]
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", 0.25)
+    until(app, lambda: bool(pixels(app, ".layer.outline").any()), "a dot")
+    touch("touchStart", 0.25, 0.75)
+    touch("touchMove", 0.3, 0.7)
+    touch("touchMove", 0.3, 0.6)
+    touch("touchEnd", 0.3)
+    touch("touchMove", 0.35)
+    touch("touchEnd")
+    until(app, lambda: bool(pixels(app, ".layer.outline")[64, 40:].any()), "the stroke of the first finger")
+    assert not pixels(app, ".layer.outline")[64, 52:].any()
+
+
 def test_a_picture_to_start_from_and_a_mask(app: "Page") -> None:
     generate(app, PROMPT, seed=5, num_inference_steps=8)
     before = pixels(app)
@@ -220,6 +246,11 @@ def test_several_pictures_and_their_latents(app: "Page") -> None:
 
 def test_the_keyboard_generates_and_cancels(app: "Page") -> None:
     fill(app, prompt=PROMPT, num_inference_steps=1000)
+    app.get_by_role("button", name="About this host").click()
+    app.keyboard.press("Control+Enter")
+    app.keyboard.press("Escape")
+    app.get_by_role("dialog").wait_for(state="hidden")
+    assert app.evaluate("document.documentElement.dataset.sent") is None
     app.keyboard.press("Control+Enter")
     app.locator("#progress-text", has_text="Step ").wait_for()
     app.keyboard.press("Escape")

@@ -44,7 +44,8 @@ export class Layer {
     drawing.lineCap = drawing.lineJoin = "round";
     drawing.beginPath();
     drawing.moveTo(from.x, from.y);
-    drawing.lineTo(point.x, point.y);
+    const isDot = point.x === from.x && point.y === from.y; // a line without length would not be drawn
+    drawing.lineTo(point.x + (isDot ? 0.01 : 0), point.y);
     drawing.stroke();
     drawing.globalCompositeOperation = "source-over";
     this.#stroke.from = point;
