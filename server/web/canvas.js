@@ -13,6 +13,7 @@ export class Layer {
   #drawing;
   #undo = []; // what there was before, the newest last
   #stroke = null;
+  #unsized = null; // the drawing as it was before it was brought to another size
   #picture = null; // what is drawn now, as a file
   #listeners = [];
 
@@ -43,7 +44,8 @@ export class Layer {
     drawing.lineCap = drawing.lineJoin = "round";
     drawing.beginPath();
     drawing.moveTo(from.x, from.y);
-    drawing.lineTo(point.x, point.y);
+    const isDot = point.x === from.x && point.y === from.y; // a line without length would not be drawn
+    drawing.lineTo(point.x + (isDot ? 0.01 : 0), point.y);
     drawing.stroke();
     drawing.globalCompositeOperation = "source-over";
     this.#stroke.from = point;
@@ -138,14 +140,14 @@ export class Layer {
   }
 
   #changed() {
-    this.#picture = null;
+    this.#picture = this.#unsized = null;
     for (const listener of this.#listeners) listener();
   }
 
   #resize({ width, height }) {
-    const before = this.canvas.width && !this.isEmpty ? this.#copy() : null;
+    if (!this.isEmpty) this.#unsized ??= this.#copy(); // on the way from 128 to 640 the size is 6, and then 64
     Object.assign(this.canvas, { width, height });
-    if (before) this.#drawing.drawImage(before, 0, 0, width, height);
+    if (this.#unsized) this.#drawing.drawImage(this.#unsized, 0, 0, width, height);
     if (!(this.#picture instanceof Picture)) this.#picture = null; // the host brings a whole file to size by itself
   }
 }
