@@ -4,6 +4,7 @@ import { Picture } from "./pictures.js";
 import { state } from "./state.js";
 
 const MOST_UNDO = 30;
+const MOST_UNDO_PIXELS = 64 << 20; // 256 MiB
 
 export class Layer {
   canvas = document.createElement("canvas");
@@ -132,7 +133,8 @@ export class Layer {
 
   #keep() {
     this.#undo.push({ copy: this.#copy(), isEmpty: this.isEmpty, picture: this.#picture });
-    if (this.#undo.length > MOST_UNDO) this.#undo.shift();
+    const most = Math.min(MOST_UNDO, Math.max(1, MOST_UNDO_PIXELS / (this.canvas.width * this.canvas.height)));
+    while (this.#undo.length > most) this.#undo.shift();
   }
 
   #wipe() {
