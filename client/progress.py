@@ -31,7 +31,8 @@ class Progress:
             case Accepted():
                 self._pictures[event.job] = len(event.seeds)
             case Loading():
-                self.bar.set_description(f"loading {event.component}")
+                component = "".join(filter(str.isprintable, event.component))  # a host's text, for a terminal
+                self.bar.set_description(f"loading {component}")
             case Step():
                 if event.job not in self._steps:
                     self._steps[event.job] = event.steps * self._pictures.get(event.job, 1)

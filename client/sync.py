@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..core.events import Event
 from .connection import DEFAULT_URL, Connection, connect
 from .events import JobMessage, PluginEvent
+from .link import ConnectionLost
 from .live import Live
 
 if TYPE_CHECKING:
@@ -34,21 +35,19 @@ class SyncConnection:
 
     def call(self, command: str, **params: Any) -> dict[str, Any]:
         """See `Connection.call`."""
-        return _wait(asyncio.run_coroutine_threadsafe(self._connection.call(command, **params), self._loop))
+        return _done(self._connection.call(command, **params), self._loop)
 
     def upload(self, picture: "bytes | PILImage.Image") -> str:
         """See `Connection.upload`."""
-        return _wait(asyncio.run_coroutine_threadsafe(self._connection.upload(picture), self._loop))
+        return _done(self._connection.upload(picture), self._loop)
 
     def picture(self, prompt: str, *, progress: bool = False, **fields: Any) -> "PILImage.Image":
         """See `Connection.picture`."""
-        work = self._connection.picture(prompt, progress=progress, **fields)
-        return _wait(asyncio.run_coroutine_threadsafe(work, self._loop))
+        return _done(self._connection.picture(prompt, progress=progress, **fields), self._loop)
 
     def pictures(self, prompt: str, *, progress: bool = False, **fields: Any) -> "list[PILImage.Image]":
         """See `Connection.pictures`."""
-        work = self._connection.pictures(prompt, progress=progress, **fields)
-        return _wait(asyncio.run_coroutine_threadsafe(work, self._loop))
+        return _done(self._connection.pictures(prompt, progress=progress, **fields), self._loop)
 
     @contextmanager
     def live(self, slot: str, **fields: Any) -> "Iterator[SyncLive]":
@@ -57,7 +56,7 @@ class SyncConnection:
         try:
             yield SyncLive(self._loop, live)
         finally:
-            _wait(asyncio.run_coroutine_threadsafe(live.close(), self._loop))
+            _done(live.close(), self._loop)
 
     def generate(self, prompt: str, **fields: Any) -> Iterator[JobMessage]:
         """See `Connection.generate`."""
@@ -79,7 +78,7 @@ class SyncConnection:
             finally:
                 events.put(None)
 
-        collecting = asyncio.run_coroutine_threadsafe(collect(), self._loop)
+        collecting = _begin(collect(), self._loop)
         try:
             while (event := events.get()) is not None:
                 yield event
@@ -104,7 +103,7 @@ class SyncLive:
         self._loop.call_soon_threadsafe(self._live.end)
 
     def __iter__(self) -> Iterator[JobMessage]:
-        while (event := _wait(asyncio.run_coroutine_threadsafe(self._live.next(), self._loop))) is not None:
+        while (event := _done(self._live.next(), self._loop)) is not None:
             yield event
 
 
@@ -143,6 +142,22 @@ def connect_sync(
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(work)  # ends what the work has left behind, unlike a bare loop
+
+
+def _begin(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> "Future[T]":
+    """Have the client's own thread do something.
+
+    Raises:
+        ConnectionLost: there is none any more.
+    """
+    if loop.is_closed():
+        work.close()
+        raise ConnectionLost("this client has closed the connection")
+    return asyncio.run_coroutine_threadsafe(work, loop)
+
+
+def _done(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+    return _wait(_begin(work, loop))
 
 
 def _wait(future: "Future[T]") -> T:

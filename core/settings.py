@@ -211,7 +211,7 @@ def load_settings(
     Args:
         file: plugins.toml; None for the defaults. Paths in it are relative to its folder.
         environment: Usually `os.environ`; only names that start with `LATENTWIRE_` count.
-        overrides: `section.key=value`, as the command line gives them.
+        overrides: `section.key=value`, as the command line gives them. Lists are written as in TOML: `["one", "two"]`.
 
     Raises:
         SettingsError: a file that is no TOML, an unknown key, or a value that does not fit.
@@ -287,12 +287,12 @@ def _section(annotation: Any) -> Any:
 
 def _set(values: dict[str, Any], target: str, value: str, origin: str) -> None:
     """Set `section.key`, or a key of the top level, to a text that validation turns into the right type."""
-    known = []
+    known: dict[str, Any] = {}
     for name, field in Settings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            known += [f"{name}.{key}" for key in field.annotation.model_fields]
+            known |= {f"{name}.{key}": inner.annotation for key, inner in field.annotation.model_fields.items()}
         elif field.annotation is bool:
-            known.append(name)
+            known[name] = bool
     if target not in known:
         near = difflib.get_close_matches(target[:80], known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
@@ -300,7 +300,14 @@ def _set(values: dict[str, Any], target: str, value: str, origin: str) -> None:
     section, dot, key = target.rpartition(".")
     table = values.setdefault(section, {}) if dot else values
     if isinstance(table, dict):  # else validation says what is wrong with the file
-        table[key] = value
+        table[key] = _list(value, origin) if get_origin(known[target]) is list else value
+
+
+def _list(value: str, origin: str) -> Any:
+    try:
+        return tomllib.loads(f"list = {value}")["list"]
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f'{origin}: wanted a list as in TOML, ["one", "two"], got {value[:80]}: {error}') from error
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .. import __version__
 from . import cli_bench, cli_doctor, cli_generate, cli_plugins, cli_request
+from .terminal import printable
 
 DEFAULT_URL = "ws://127.0.0.1:8000/ws"
 SETTINGS_FILE = Path("plugins.toml")
@@ -58,13 +59,13 @@ def _run(options: argparse.Namespace) -> int:
             return cli_bench.bench(options, _settings_file(options), _overrides(options))
         return asyncio.run(_ask(options))
     except RemoteError as error:
-        print(f"latentwire: {error.message} ({error.code})", file=sys.stderr)
+        print(printable(f"latentwire: {error.message} ({error.code})"), file=sys.stderr)
         return 2 if error.code == "invalid_params" else 1
     except LatentwireError as error:  # of a host of its own
         print(f"latentwire: {error.message}", file=sys.stderr)
         return 2
     except (ConnectionLost, RuntimeError) as error:
-        print(f"latentwire: {error}", file=sys.stderr)
+        print(printable(f"latentwire: {error}"), file=sys.stderr)
     except BrokenPipeError:  # `| head` has had enough; what is left in the buffer must not fail again at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -156,5 +157,5 @@ async def _ask(options: argparse.Namespace) -> int:
                     print(json.dumps(row))
                     continue
                 note = row.get("error") or f"{row['family']}, {row['size']}x{row['size']}, {row['dtype']}"
-                print(f"{row['name']:<20} {note}{' (default)' if row.get('default') else ''}")
+                print(printable(f"{row['name']:<20} {note}{' (default)' if row.get('default') else ''}"))
     return 0

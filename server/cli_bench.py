@@ -9,6 +9,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from .terminal import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,10 +38,10 @@ def bench(options: argparse.Namespace, file: Path | None, overrides: list[str]) 
     """Measure and print."""
     if options.url is not None:
         return asyncio.run(_measure(options.url, options.token, options))
-    from .own_host import own_server, read_settings
+    from .own_host import own_host, read_settings, serving_thread
 
     settings = read_settings(file, overrides)
-    with own_server(settings) as url:
+    with own_host(settings) as host, serving_thread(host) as url:
         return asyncio.run(_measure(url, settings.server.token, options))
 
 
@@ -101,7 +103,7 @@ async def _first_preview(host: "Connection", seed: int, fields: dict[str, Any]) 
 
 
 def _table(where: str, figures: dict[str, Any], rates: dict[int, list[float]], previews: list[float]) -> None:
-    print(f"{where}: latentwire {figures['host']}, {figures['model']}, mode {figures['mode']}")
+    print(printable(f"{where}: latentwire {figures['host']}, {figures['model']}, mode {figures['mode']}"))
     print(f"{'median of ' + str(figures['rounds']):<30} {'median':>8} {'least':>8} {'most':>8}")
     for count, found in rates.items():
         _row(f"pictures/s, {count} client{'' if count == 1 else 's'}", found, "8.2f", 1)

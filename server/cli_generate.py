@@ -108,7 +108,7 @@ class Drawing:
 
         if isinstance(event, Preview) and self._options.previews is not None:
             name = f"{event.index}-{event.step:03d}.{event.image.format}"
-            path: Path = self._options.previews / (f"{number:0{self._digits}}-{name}" if self._numbered else name)
+            path = _within(self._options.previews, f"{number:0{self._digits}}-{name}" if self._numbered else name)
             path.write_bytes(event.image.data)
             return path
         if isinstance(event, Image):
@@ -136,8 +136,18 @@ class Drawing:
         count = self._options.num_images or (len(seeds) if isinstance(seeds, list) else 1)
         if count > 1:
             stem += f"-{index}"
-        path: Path = self._options.output.with_stem(stem)
-        return path
+        return _within(self._options.output.parent, stem + self._options.output.suffix)
+
+
+def _within(folder: Path, name: str) -> Path:
+    """A file of the folder itself: parts of its name come from the host.
+
+    Raises:
+        RuntimeError: the name leads elsewhere.
+    """
+    if Path(name).name != name:
+        raise RuntimeError(f"the host numbers a picture such that its file would be {name!r:.80}")
+    return folder / name
 
 
 async def _all(drawing: Drawing, options: argparse.Namespace, prompts: list[str]) -> int:

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .terminal import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -89,7 +91,7 @@ async def ask(host: "Connection", options: argparse.Namespace) -> None:
     else:
         rows = (await host.call("plugins.list"))["plugins"]
     for row in rows:
-        print(json.dumps(row) if options.json else _line(row))
+        print(json.dumps(row) if options.json else printable(_line(row)))
 
 
 def _line(row: dict[str, Any]) -> str:

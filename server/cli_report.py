@@ -10,7 +10,7 @@ from ..client import Accepted, Image, Preview, RemoteError, Result
 from ..client.events import JobMessage, PluginEvent
 from ..client.progress import Progress
 from ..core.events import to_plain
-from .terminal import Screen, kind_of, sheet
+from .terminal import Screen, kind_of, printable, sheet
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -112,7 +112,7 @@ class TerminalReport:
     def _say_lines(self) -> None:
         if self._lines:
             with self._bar_away():
-                print("\n".join(self._lines), file=sys.stderr, flush=True)
+                print(printable("\n".join(self._lines)), file=sys.stderr, flush=True)
             self._lines = []
             self._pictures = {}
             if self._screen is not None:

@@ -79,6 +79,9 @@ def check(options: argparse.Namespace) -> None:
     ):  # fmt: skip
         if getattr(options, option) is not None and getattr(options, needed) is None:
             raise BadInput(f"--{option.replace('_', '-')} needs --{needed} PICTURE")
+    if options.output.is_dir():
+        example = options.output / "latentwire.png"
+        raise BadInput(f"--output {options.output} is a folder; wanted a file, such as {example}")
     prompts_of(options, read_stdin=False)
     for file in picture_files(options):
         _read(file)
@@ -198,7 +201,10 @@ def _read(file: Path) -> bytes:
 
 
 def _seed(text: str) -> int | list[int]:
-    seeds = [int(part) for part in text.split(",")]
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"wanted a whole number, or several such as 1,2,3, got {text!r}") from None
     return seeds[0] if len(seeds) == 1 else seeds
 
 

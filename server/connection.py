@@ -140,6 +140,8 @@ class Connection:
                 "host": __version__,
                 "session": session.client,
                 "resume": session.token if settings.server.resume_grace_s else None,
+                "observer": session.caller.observer,
+                "operator": session.caller.operator,
                 "limits": {
                     "message_bytes": settings.server.max_message_bytes,
                     "jobs": settings.limits.jobs_per_client,

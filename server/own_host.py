@@ -45,27 +45,30 @@ def own_host(settings: Settings) -> "Iterator[Host]":
 
 
 @contextmanager
-def own_server(settings: Settings) -> Iterator[str]:
-    """The address of an own host that serves on a free port of loopback, its model loaded."""
+def serving_thread(host: "Host", timeout_s: float = READY_TIMEOUT_S) -> Iterator[str]:
+    """The address of a host that a thread serves on a free port of loopback, its model loaded; it is closed at the end.
+
+    Raises:
+        RuntimeError: it did not become ready.
+    """
     import uvicorn
 
     from .app import create_app
     from .serve import server_config
 
-    with own_host(settings) as host:
-        server = uvicorn.Server(server_config(create_app(host)))
-        thread = threading.Thread(target=server.run, name="own-server", daemon=True)
-        thread.start()
-        try:
-            until = time.monotonic() + READY_TIMEOUT_S
-            while not (server.started and host.ready):
-                if not thread.is_alive() or time.monotonic() > until:
-                    raise RuntimeError("the host did not become ready; `latentwire doctor` may say why")
-                time.sleep(0.02)
-            yield f"ws://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/ws"
-        finally:
-            server.should_exit = True
-            thread.join(timeout=30)
+    server = uvicorn.Server(server_config(create_app(host)))
+    thread = threading.Thread(target=server.run, name="own-server", daemon=True)
+    thread.start()
+    try:
+        until = time.monotonic() + timeout_s
+        while not (server.started and host.ready):
+            if not thread.is_alive() or time.monotonic() > until:
+                raise RuntimeError("the host did not become ready; `latentwire doctor` may say why")
+            time.sleep(0.01)
+        yield f"ws://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/ws"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
 
 
 def _elsewhere(plugin: PluginSettings, folder: Path) -> PluginSettings:

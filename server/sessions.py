@@ -124,7 +124,8 @@ class Sessions:
             raise Unauthorized(f"this host asks for its token: send it with {OPEN}")
         session.caller = self._access.log_in(session.caller, params.token, params.key)
         session.admitted = session.opened = True
-        return {"session": session.client, "observer": session.caller.observer}
+        caller = session.caller
+        return {"session": session.client, "observer": caller.observer, "operator": caller.operator}
 
     async def _ticket(self, context: CommandContext, params: NoParams) -> dict[str, Any]:
         """Give a ticket for one HTTP request or one WebSocket, in your name: `?ticket=...` in its address."""

@@ -76,6 +76,11 @@ class Screen:
         return max(1, width), rows
 
 
+def printable(text: str) -> str:
+    """A text of a host's, in which nothing steers the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def sheet(pictures: list["PILImage.Image"]) -> "PILImage.Image":
     """Pictures of one size beside one another, at most four in a row."""
     from PIL import Image as PILImage

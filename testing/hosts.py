@@ -1,7 +1,5 @@
 """Hosts for tests: real ones, on the embedded model, with the plugins that a test names and no others."""
 
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,22 +85,7 @@ def serving(*plugins: Plugin, clock: Clock | None = None, **settings: Any) -> It
 @contextmanager
 def served(host: "Host") -> Iterator[Served]:
     """Serve a host from a thread; it is closed at the end of the block."""
-    import uvicorn
+    from ..server.own_host import serving_thread
 
-    from ..server.app import create_app
-    from ..server.serve import server_config
-
-    server = uvicorn.Server(server_config(create_app(host)))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not (server.started and host.ready):
-            assert time.monotonic() < deadline, f"waited {START_TIMEOUT_S} s for the server to be ready"
-            assert thread.is_alive(), "the server ended before it was ready"
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield Served(host, f"ws://127.0.0.1:{port}/ws")
-    finally:
-        server.should_exit = True
-        thread.join(timeout=30)
+    with serving_thread(host, START_TIMEOUT_S) as url:
+        yield Served(host, url)

@@ -1,5 +1,6 @@
 """What tests share: a host in this process, and a real server on a real socket."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +20,10 @@ from .trust import audit
 # Plain pipelines run on the main thread beside the hosts' engines. With a team of threads for each, all would sleep
 # between kernels (core/threads.py); and a plain picture has the same bits as an engine's only on as many threads.
 torch.set_num_threads(1)
+
+# A shell that starts the tests in its background has them ignore Ctrl-C, and so would all processes that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 audit.install()
 audit.watch_torch()

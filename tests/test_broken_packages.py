@@ -84,6 +84,7 @@ def works(running: Server) -> None:
         assert events[-1].images == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", BROKEN)
 def test_the_host_starts_names_the_package_and_works(tmp_path: Path, point: str) -> None:
     source, said = BROKEN[point]

@@ -1,6 +1,7 @@
 """The Python client, async and plain, against a real host and against hosts that misbehave."""
 
 import asyncio
+import gc
 import socket
 import subprocess
 import sys
@@ -204,6 +205,16 @@ def test_a_host_that_cannot_be_reached_is_connection_lost(url: str) -> None:
         connect_sync(url),
     ):
         pass
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_client_that_was_left_says_so(served: Served) -> None:
+    with connect_sync(served.url) as host:
+        pass
+    for use in (lambda: host.call("ping"), lambda: host.picture("apple"), lambda: list(host.generate("apple"))):
+        with pytest.raises(ConnectionLost, match="this client has closed the connection"):
+            use()
+    gc.collect()  # a coroutine that nobody ran would warn now
 
 
 def test_a_path_that_is_no_socket_is_connection_lost(served: Served) -> None:

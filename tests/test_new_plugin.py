@@ -72,6 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return made
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass_at_once(made: Made) -> None:
     done = made.run("-m", "pytest", "-q", "-p", "no:cacheprovider")
     assert done.returncode == 0, done.stdout + done.stderr

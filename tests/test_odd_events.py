@@ -79,6 +79,7 @@ async def test_a_result_that_cannot_be_sent_is_an_error(odd: Served) -> None:
         assert "the result of this command cannot be sent" in error["message"]
 
 
+@pytest.mark.slow
 @in_loop
 async def test_a_stream_of_them_costs_other_clients_no_event(odd: Served) -> None:
     async with wire(odd.url) as client, wire(odd.url) as other:

@@ -160,6 +160,32 @@ def test_a_painting_is_followed_to_the_end_of_its_last_stroke(app: "Page") -> No
     assert red[[8, 38, 64, 90]].mean() < 0.1  # between the strokes
 
 
+def test_a_touch_is_a_dot_and_a_second_finger_draws_nothing(app: "Page") -> None:
+    app.get_by_role("button", name="Draw").click()
+    easel = app.locator(".easel")
+    easel.scroll_into_view_if_needed()
+    box = easel.bounding_box()
+    assert box is not None
+    devtools = app.context.new_cdp_session(app)
+    devtools.send("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+
+    def touch(kind: str, *places: float) -> None:
+        y = box["y"] + box["height"] / 2
+        points = [{"x": box["x"] + x * box["width"], "y": y, "id": finger} for finger, x in enumerate(places)]
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", 0.25)
+    until(app, lambda: bool(pixels(app, ".layer.outline").any()), "a dot")
+    touch("touchStart", 0.25, 0.75)
+    touch("touchMove", 0.3, 0.7)
+    touch("touchMove", 0.3, 0.6)
+    touch("touchEnd", 0.3)
+    touch("touchMove", 0.35)
+    touch("touchEnd")
+    until(app, lambda: bool(pixels(app, ".layer.outline")[64, 40:].any()), "the stroke of the first finger")
+    assert not pixels(app, ".layer.outline")[64, 52:].any()
+
+
 def test_a_picture_to_start_from_and_a_mask(app: "Page") -> None:
     generate(app, PROMPT, seed=5, num_inference_steps=8)
     before = pixels(app)
@@ -178,11 +204,19 @@ def test_a_picture_to_start_from_and_a_mask(app: "Page") -> None:
 
 def test_an_upload_becomes_an_outline(app: "Page") -> None:
     app.get_by_role("button", name="Draw").click()
+    app.get_by_label("Picture file").set_input_files(ROOT / "README.md")
+    app.locator("#problem", has_text="no picture").wait_for()
     app.get_by_label("Picture file").set_input_files(ROOT / "docs/images/emoji.png")
     app.get_by_role("button", name="Undo").and_(app.locator(":enabled")).wait_for()
+    assert app.locator("#problem").is_hidden()
     assert len(np.unique(pixels(app, ".layer.outline").reshape(-1, 3), axis=0)) > 100
     app.get_by_role("button", name="Make outline").click()
     until(app, lambda: len(np.unique(pixels(app, ".layer.outline"))) == 2, "white lines on black")
+    lines = pixels(app, ".layer.outline")
+    app.locator("#width").press_sequentially("640")  # which is 6, 64 and 640
+    assert pixels(app, ".layer.outline").shape == (128, 640, 3)
+    fill(app, width="")
+    assert (pixels(app, ".layer.outline") == lines).all()
     app.get_by_role("button", name="Undo").click()
     assert len(np.unique(pixels(app, ".layer.outline").reshape(-1, 3), axis=0)) > 100
 
@@ -212,6 +246,11 @@ def test_several_pictures_and_their_latents(app: "Page") -> None:
 
 def test_the_keyboard_generates_and_cancels(app: "Page") -> None:
     fill(app, prompt=PROMPT, num_inference_steps=1000)
+    app.get_by_role("button", name="About this host").click()
+    app.keyboard.press("Control+Enter")
+    app.keyboard.press("Escape")
+    app.get_by_role("dialog").wait_for(state="hidden")
+    assert app.evaluate("document.documentElement.dataset.sent") is None
     app.keyboard.press("Control+Enter")
     app.locator("#progress-text", has_text="Step ").wait_for()
     app.keyboard.press("Escape")
@@ -264,7 +303,13 @@ def test_errors_stand_at_the_fields_that_they_concern(app: "Page") -> None:
     app.locator("[data-field=clip_skip] .wrong", has_text="11").wait_for()
     app.locator("[data-field=seed] .wrong", has_text="whole number").wait_for()
     assert not wrong.is_visible()
-    fill(app, seed=1)
+    fill(app, seed=2**64 + 1, prompt="red apple " * 2000)
+    app.get_by_role("button", name="Generate").click()
+    app.locator("[data-field=prompt] .wrong", has_text="at most 10000 characters").wait_for()
+    app.locator("[data-field=seed] .wrong", has_text="whole number").wait_for()
+    assert app.get_by_role("button", name="Generate").is_visible()
+    assert app.locator("#prompt").evaluate("(area) => area.clientHeight < innerHeight / 2")
+    fill(app, seed=1, prompt=PROMPT)
     app.get_by_role("spinbutton", name="Layers").fill("1")
     generate(app)
     assert app.locator(".wrong:visible, #problem:visible").count() == 0
@@ -302,6 +347,9 @@ def test_the_form_follows_plugins_as_they_are_switched(app: "Page") -> None:
     generate(app)
     assert np.abs(pixels(app) - plain).max() < 3
     assert app.evaluate("window.stays")
+    app.reload()  # it is disabled when the page comes
+    app.locator("[data-field=clip_skip]").wait_for()
+    app.locator("[data-field=tint]").wait_for(state="detached")
 
 
 def test_figures_arrive(app: "Page") -> None:
@@ -413,6 +461,32 @@ def test_a_lost_connection_comes_back_and_the_picture_with_it(page: "Page", host
         assert page.locator("#problem").is_hidden()
         forgive(problems, "WebSocket connection to")
         generate(page, num_inference_steps=2)
+
+        page.get_by_role("switch", name="Live").check(force=True)
+        idle(page)
+        line.cut(down=True)
+        page.locator("#connection[data-state=lost]").wait_for()
+        fill(page, prompt="panda on a pink background")
+        line.mend()
+        until(page, lambda: "panda" in str(thumbs(page).first.get_attribute("aria-label")), "what was typed meanwhile")
+        idle(page)
+        forgive(problems, "WebSocket connection to")
+
+
+def test_a_picture_that_the_host_does_not_give_is_said_so(app: "Page") -> None:
+    script = """async () => {
+      const web = document.querySelector("script[type=module]").src;
+      const { Entry } = await import(web.replace("app.js", "entry.js"));
+      const { showEntry } = await import(web.replace("app.js", "stage.js"));
+      showEntry(new Entry({ id: "0".repeat(32), prompt: "", seed: 1, width: 64, height: 64, created: 0, request: {} }));
+    }"""
+    app.evaluate(script)
+    problem = app.locator("#problem", has_text="result")
+    problem.wait_for()
+    for name in ("Download", "Start from it", "To the board"):
+        problem.evaluate("(box) => { box.hidden = true; }")
+        app.get_by_role("button", name=name).click()
+        problem.wait_for()
 
 
 def test_a_host_that_has_forgotten_the_session_is_asked_again_for_the_live_picture(page: "Page") -> None:

@@ -101,6 +101,15 @@ def test_names_with_underscores_can_be_set_from_both(write: Any) -> None:
 
 def test_a_value_may_hold_an_equals_sign() -> None:
     assert load_settings(overrides=["server.token=abc=def=0123456789"]).server.token == "abc=def=0123456789"
+    assert load_settings(overrides=["server.host=[::1]"]).server.host == "[::1]"  # no list, for it wants a text
+
+
+def test_lists_are_written_as_in_toml() -> None:
+    settings = load_settings(
+        None, {"LATENTWIRE_FILES_ROOTS": '["/one"]'}, ['server.allowed_hosts=["a.example", "b.example"]']
+    )
+    assert settings.files.roots == [Path("/one")]
+    assert settings.server.allowed_hosts == ["a.example", "b.example"]
 
 
 def test_the_clients_own_variables_do_not_stop_a_host() -> None:
@@ -134,6 +143,7 @@ def test_an_unknown_key_names_the_nearest_right_one(write: Any, text: str, hint:
         ({}, ["models.sd.path=x"], "unknown setting models.sd.path"),
         ({}, ["=1"], "unknown setting"),
         ({}, ["server.port"], "--set takes section.key=value, got 'server.port'"),
+        ({}, ["files.roots=one"], '--set files.roots: wanted a list as in TOML, ["one", "two"], got one'),
     ],
 )  # fmt: skip
 def test_so_do_the_environment_and_the_command_line(

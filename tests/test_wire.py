@@ -38,6 +38,7 @@ async def test_the_host_greets_first_and_seq_has_no_gap(served: Served) -> None:
             "host": latentwire.__version__,
             "seq": 1,
         }
+        assert (hello["observer"], hello["operator"]) == (False, True)  # on loopback, without a token
         assert hello["limits"] == {
             "message_bytes": 1 << 20, "jobs": 32, "pixels": 2048 * 2048, "resume_seconds": 120
         }  # fmt: skip
@@ -79,6 +80,9 @@ async def test_describe_gives_a_schema_for_every_command_and_event(served: Serve
         assert command["summary"]
         assert command["params"]["type"] == "object"
     assert set(described["commands"]["generate"]["params"]["properties"]) >= {"prompt", "seed", "stream", "clip_skip"}
+    width = described["commands"]["generate"]["params"]["properties"]["width"]
+    bounds = {"type": "integer", "minimum": 64, "maximum": 4096, "multipleOf": 8}
+    assert width["anyOf"] == [bounds, {"type": "null"}]  # in JSON Schema's words, not in pydantic's
     assert described["fields"]["clip_skip"] == "clip_skip"
     assert {name for name, event in described["events"].items() if event["latest_wins"]} == {
         "queued",

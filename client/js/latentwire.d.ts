@@ -32,6 +32,8 @@ export interface Hello extends Message {
   host: string;
   session: string;
   resume: string | null;
+  observer: boolean;
+  operator: boolean;
   limits: { message_bytes: number; jobs: number; pixels: number; resume_seconds: number };
 }
 

@@ -185,6 +185,8 @@ export class Link {
         if (message.event === "error") throw new RemoteError(message);
         if (message.event === "hello") hello = message;
       } while (message.id !== "open");
+      const { observer, operator } = message.result;
+      hello = { ...hello, observer, operator };
     }
     return hello;
   }

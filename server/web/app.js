@@ -26,8 +26,12 @@ const CONNECTION = {
 const request = byId("request");
 const live = new Live(() => make({ isLive: true }));
 
+let isMissed = false; // a change that there was no connection for
+
 function change() {
-  if (state.live && state.connection === "open") live.poke();
+  if (!state.live) return;
+  isMissed = state.connection !== "open";
+  if (!isMissed) live.poke();
 }
 
 request.addEventListener("input", change);
@@ -52,6 +56,7 @@ state.watch("connection", (now) => {
   pill.dataset.state = now;
   pill.querySelector(".text").textContent = CONNECTION[now];
   byId("generate").disabled = now !== "open";
+  if (now === "open" && isMissed) change();
 });
 let hasSession = false;
 onSession(() => {

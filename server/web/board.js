@@ -3,7 +3,7 @@
 import { Layer } from "./canvas.js";
 import { byId, changed, el, plain, tool } from "./dom.js";
 import { call } from "./connection.js";
-import { showProblem, messageOf } from "./errors.js";
+import { hideProblem, showProblem, messageOf } from "./errors.js";
 import { group } from "./form.js";
 import { Picture, chosen } from "./pictures.js";
 import { say } from "./said.js";
@@ -23,6 +23,7 @@ const section = byId("board");
 const opener = byId("board-toggle");
 let active = "outline";
 let erases = false;
+let drawer = null; // the pointer that draws: a second finger does not
 
 // The tools.
 
@@ -113,6 +114,7 @@ file.addEventListener("change", async () => {
   if (!picture) return;
   try {
     await put(active, picture);
+    hideProblem();
     say("The picture is on the board.");
   } catch {
     showProblem("This file is no picture that the page can show; PNG, JPEG and WebP are.");
@@ -128,7 +130,8 @@ function point(event) {
 }
 
 easel.addEventListener("pointerdown", (event) => {
-  if (event.button !== 0) return;
+  if (event.button !== 0 || drawer !== null) return;
+  drawer = event.pointerId;
   event.preventDefault();
   easel.focus({ preventScroll: true });
   easel.setPointerCapture(event.pointerId);
@@ -137,11 +140,16 @@ easel.addEventListener("pointerdown", (event) => {
   told();
 });
 easel.addEventListener("pointermove", (event) => {
-  if (!layers[active].isDrawing) return;
+  if (event.pointerId !== drawer || !layers[active].isDrawing) return;
   for (const part of event.getCoalescedEvents?.() ?? [event]) layers[active].move(point(part));
   told();
 });
-for (const name of ["pointerup", "pointercancel"]) easel.addEventListener(name, () => layers[active].end());
+function lift(event) {
+  if (event.pointerId !== drawer) return;
+  drawer = null;
+  layers[active].end();
+}
+for (const name of ["pointerup", "pointercancel"]) easel.addEventListener(name, lift);
 easel.addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") undo.click();
   else if (event.key === "Delete") wipe.click();

@@ -4,6 +4,7 @@ import { Picture } from "./pictures.js";
 import { state } from "./state.js";
 
 const MOST_UNDO = 30;
+const MOST_UNDO_PIXELS = 64 << 20; // 256 MiB
 
 export class Layer {
   canvas = document.createElement("canvas");
@@ -13,6 +14,7 @@ export class Layer {
   #drawing;
   #undo = []; // what there was before, the newest last
   #stroke = null;
+  #unsized = null; // the drawing as it was before it was brought to another size
   #picture = null; // what is drawn now, as a file
   #listeners = [];
 
@@ -43,7 +45,8 @@ export class Layer {
     drawing.lineCap = drawing.lineJoin = "round";
     drawing.beginPath();
     drawing.moveTo(from.x, from.y);
-    drawing.lineTo(point.x, point.y);
+    const isDot = point.x === from.x && point.y === from.y; // a line without length would not be drawn
+    drawing.lineTo(point.x + (isDot ? 0.01 : 0), point.y);
     drawing.stroke();
     drawing.globalCompositeOperation = "source-over";
     this.#stroke.from = point;
@@ -130,7 +133,8 @@ export class Layer {
 
   #keep() {
     this.#undo.push({ copy: this.#copy(), isEmpty: this.isEmpty, picture: this.#picture });
-    if (this.#undo.length > MOST_UNDO) this.#undo.shift();
+    const most = Math.min(MOST_UNDO, Math.max(1, MOST_UNDO_PIXELS / (this.canvas.width * this.canvas.height)));
+    while (this.#undo.length > most) this.#undo.shift();
   }
 
   #wipe() {
@@ -138,14 +142,14 @@ export class Layer {
   }
 
   #changed() {
-    this.#picture = null;
+    this.#picture = this.#unsized = null;
     for (const listener of this.#listeners) listener();
   }
 
   #resize({ width, height }) {
-    const before = this.canvas.width && !this.isEmpty ? this.#copy() : null;
+    if (!this.isEmpty) this.#unsized ??= this.#copy(); // on the way from 128 to 640 the size is 6, and then 64
     Object.assign(this.canvas, { width, height });
-    if (before) this.#drawing.drawImage(before, 0, 0, width, height);
+    if (this.#unsized) this.#drawing.drawImage(this.#unsized, 0, 0, width, height);
     if (!(this.#picture instanceof Picture)) this.#picture = null; // the host brings a whole file to size by itself
   }
 }

@@ -40,6 +40,9 @@ export const upload = (blob) => current().upload(blob);
 
 export const sessionName = () => session;
 
+/** Whether the host lets us switch its plugins. */
+export const isOperator = () => Boolean(host?.hello.operator);
+
 /** Follow a subscription for as long as the session lasts; gives a function that ends it. */
 export function follow(command, params, event, listener, onerror = () => {}) {
   const subscription = current().subscribe(command, params);

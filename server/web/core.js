@@ -7,6 +7,7 @@ import { state } from "./state.js";
 
 const NUMBERS = ["num_inference_steps", "guidance_scale", "num_images", "width", "height"];
 const LARGEST_NEW_SEED = 2 ** 32;
+const LARGEST_SEED = 2n ** 63n - 1n; // of more, the client would send the lower bits
 const seed = byId("seed");
 const lock = byId("seed-lock");
 const controls = new Map();
@@ -63,7 +64,7 @@ function readSeed() {
   if (state.live && seed.value.trim() === "") newSeed();
   const written = seed.value.trim();
   if (written === "" || !(state.live || isLocked())) return undefined;
-  if (!/^\d+$/.test(written)) return written; // the host says what it wants in its place
+  if (!/^\d+$/.test(written) || BigInt(written) > LARGEST_SEED) return written; // the host says what it wants in its place
   return Number.isSafeInteger(Number(written)) ? Number(written) : BigInt(written);
 }
 

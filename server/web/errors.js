@@ -29,8 +29,10 @@ export function showProblem(text) {
   box.hidden = false;
 }
 
+export const hideProblem = () => (box.hidden = true);
+
 export function clearErrors(form) {
-  box.hidden = true;
+  hideProblem();
   form.clear();
 }
 

@@ -1,34 +1,21 @@
 // The host's plugins: which there are, how they do, and a switch for each where the caller may.
 
-import { call, follow, onSession } from "./connection.js";
+import { call, follow, isOperator, onSession } from "./connection.js";
 import { byId, disclose, el, toggle } from "./dom.js";
 import { messageOf } from "./errors.js";
 import { state } from "./state.js";
 
-const NOBODY = "-"; // no plugin has this name
 const list = byId("plugins-list");
 const note = byId("plugins-note");
 const title = byId("plugins-title");
-let isOperator = false;
 
 title.addEventListener("click", () => disclose(title, byId("plugins-body")));
 
-onSession(async () => {
+onSession(() => {
   follow("plugins.subscribe", {}, "plugins", ({ plugins }) => (state.plugins = plugins));
-  isOperator = await maySwitch();
-  note.textContent = isOperator ? "A plugin that is switched off rests until it is switched on or the host starts again." : "Only an operator of this host may switch them.";
+  note.textContent = isOperator() ? "A plugin that is switched off rests until it is switched on or the host starts again." : "Only an operator of this host may switch them.";
   render(state.plugins);
 });
-
-/** Who may not is told so whatever the name. */
-async function maySwitch() {
-  try {
-    await call("plugins.enable", { name: NOBODY });
-    return true;
-  } catch ({ code }) {
-    return code === "invalid_params";
-  }
-}
 
 state.watch("plugins", render);
 
@@ -44,7 +31,7 @@ function rowOf({ name, version, source, state: how, error, warnings }) {
   const wrong = el("p", { class: "wrong", role: "alert", hidden: true });
   const words = el("span", { class: `state ${how}` }, how);
   const head = el("div", { class: "use-head" }, el("span", { class: "plugin-name" }, name, " ", el("span", { class: "quiet" }, version ?? "", ` ${source}`)), words);
-  if (isOperator) {
+  if (isOperator()) {
     const { element, input } = toggle("", how === "loaded", async (on) => {
       input.disabled = true;
       try {

@@ -1,6 +1,6 @@
 // Reads JSON Schema as `describe` gives it.
 
-const BOUNDS = { min: ["minimum", "ge", "exclusiveMinimum", "gt"], max: ["maximum", "le", "exclusiveMaximum", "lt"] };
+const BOUNDS = { min: ["minimum", "exclusiveMinimum"], max: ["maximum", "exclusiveMaximum"] };
 
 /** A schema without references and choices: `{...schema, nullable, binary}`. */
 export function plain(schema, defs) {
@@ -28,7 +28,7 @@ export function plain(schema, defs) {
 /** What a number may be: `{min, max, step}`; those that are not said are undefined. */
 export function bounds(schema) {
   const first = (names) => names.map((name) => schema[name]).find((value) => value !== undefined);
-  const step = schema.multipleOf ?? schema.multiple_of ?? (schema.type === "integer" ? 1 : undefined);
+  const step = schema.multipleOf ?? (schema.type === "integer" ? 1 : undefined);
   return { min: first(BOUNDS.min), max: first(BOUNDS.max), step };
 }
 

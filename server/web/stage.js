@@ -116,8 +116,13 @@ function fillBar(entry) {
   if (pinned) bar.append(el("p", { class: "hint" }, pinned === entry ? "Choose another picture in the history to compare this one with." : `Left: ${pinned.title}. Right: ${entry.title}.`));
 }
 
+/** A button whose work may fail: the file is the host's, which may be away. */
+function tried(icon, label, work) {
+  return plain(icon, label, () => work().catch((error) => showProblem(messageOf(error))));
+}
+
 function download(entry) {
-  return plain("download", "Download", async () => {
+  return tried("download", "Download", async () => {
     const url = URL.createObjectURL(await entry.blob());
     el("a", { href: url, download: entry.fileName }).click();
     setTimeout(() => URL.revokeObjectURL(url), 10_000);
@@ -129,7 +134,7 @@ function onBoard(entry) {
   const takers = [["img2img", "start", "Start from it"], ["controlnet", "outline", "To the board"]];
   return takers
     .filter(([field]) => state.describe?.fields[field])
-    .map(([, layer, label]) => plain(layer === "start" ? "image" : "pen", label, async () => put(layer, await picture(entry))));
+    .map(([, layer, label]) => tried(layer === "start" ? "image" : "pen", label, async () => put(layer, await picture(entry))));
 }
 
 async function picture(entry) {

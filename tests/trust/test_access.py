@@ -368,6 +368,7 @@ async def test_jobs_are_their_owners_and_observers_see_them(guarded: Server) -> 
 # How many.
 
 
+@pytest.mark.slow
 def test_connections_are_counted_in_all_and_an_address(tmp_path: Path) -> None:
     def connected(port: int, count: int) -> list[socket.socket]:
         return [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(count)]

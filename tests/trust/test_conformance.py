@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 KNOWN = ["7.1.5"]
 """Fails with the library `websockets` itself: a close in the middle of a message is answered as a broken one."""
 
@@ -44,6 +46,7 @@ def outcomes(url: str, *cases: str) -> list[tuple[str, bool, str, str]]:
     return [(case, passed, behavior, why) for case, passed, behavior, why in json.loads(ended.stdout)]
 
 
+@pytest.mark.slow
 def test_all_cases_without_compression_pass_but_one() -> None:
     with echo() as url:
         rows = outcomes(url, *(f"{group}.*" for group in (1, 2, 3, 4, 5, 6, 7, 9, 10)))

@@ -57,6 +57,8 @@ def host(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]
         yield host
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_ten_thousand_names_resolve_inside_or_not_at_all(root: Path) -> None:
     files = FileSettings(roots=[root])
     roots = [root.resolve(), MODELS_FOLDER.resolve()]

@@ -273,6 +273,7 @@ RESULTS = '[[plugins]]\nname = "results"\nsettings = { folder = "results" }\n'
 STEPS: dict[str, Any] = SMALL | {"num_inference_steps": 40}
 
 
+@pytest.mark.slow
 @in_loop
 async def test_running_jobs_finish_and_are_stored_clients_are_told_and_a_stuck_one_holds_up_nothing(
     tmp_path: Path,
@@ -305,6 +306,7 @@ async def test_running_jobs_finish_and_are_stored_clients_are_told_and_a_stuck_o
 LARGE = {"stream": {"previews": {"format": "png", "size": 512}, "latents": {"dtype": "float32"}}}
 
 
+@pytest.mark.slow
 @in_loop
 async def test_what_takes_longer_than_the_grace_time_ends_with_a_reason(tmp_path: Path) -> None:
     with server(tmp_path, "server.shutdown_grace_s=1") as started:
@@ -353,6 +355,7 @@ def hanging(folder: Path) -> Iterator[Server]:
         yield started
 
 
+@pytest.mark.slow
 @in_loop
 async def test_a_plugin_that_will_not_end_holds_up_nothing_for_long(tmp_path: Path) -> None:
     with hanging(tmp_path) as started:
@@ -365,6 +368,7 @@ async def test_a_plugin_that_will_not_end_holds_up_nothing_for_long(tmp_path: Pa
             assert time.monotonic() - begin < 6
 
 
+@pytest.mark.slow
 @in_loop
 async def test_nor_does_one_that_blocks_the_event_loop(tmp_path: Path) -> None:
     with hanging(tmp_path) as started:
