@@ -129,6 +129,10 @@ class Clients:
         if not client.sockets:
             client.kept.append(text)
 
+    def is_there(self, name: str | None) -> bool:
+        """Whether a client is connected."""
+        return bool(self._sockets(name))
+
     def tell_latest(self, name: str | None, key: Hashable, kind: str, **data: Any) -> None:
         """Tell a client how far something is."""
         for outbox in self._sockets(name):
@@ -138,7 +142,8 @@ class Clients:
         """Show a client a preview.
 
         Args:
-            asked: Whether it has asked for previews of this graph; else those get it that have told of their features.
+            asked: Whether it wants previews of this graph. Else those get it that have told of their features:
+                libraries that connect after they have sent a graph take whatever is binary for a result.
         """
         for outbox in self._sockets(name):
             if outbox.features is not None and outbox.features.get("supports_preview_metadata") is True:

@@ -33,7 +33,7 @@ class Prompt:
     """A graph that somebody wants to be run; times in milliseconds since 1970.
 
     `size` is of all that was sent, in bytes. `prefixes` has the output nodes and what their files are called: None for
-    pictures that are only to be seen.
+    pictures that are only to be seen. `watched`: its client was connected when it sent the graph.
     """
 
     id: str
@@ -44,6 +44,7 @@ class Prompt:
     client: str | None
     prefixes: dict[str, str | None]
     size: int
+    watched: bool
     created: int = field(default_factory=now_ms)
     begun: int | None = None
     current: str | None = None
@@ -72,14 +73,13 @@ class Run:
         clients: Clients,
         pictures: Pictures,
         resolved: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]],
-        always_preview: bool,
     ) -> None:
         self._host = host
         self._prompt = prompt
         self._clients = clients
         self._pictures = pictures
         self._resolved = resolved
-        self._asked = always_preview
+        self._asked = prompt.watched
         self._failed: dict[str, Any] = {}
         self._end: tuple[str, dict[str, Any]] | None = None
         self._cancelled = False

@@ -125,7 +125,8 @@ class Service:
         client = asked.get("client_id") or None
         if client is not None:
             extra["client_id"] = client
-        prompt = Prompt(name, number, graph, {**extra, "create_time": 0}, targets, client, prefixes, size)
+        watched = self.clients.is_there(client)
+        prompt = Prompt(name, number, graph, {**extra, "create_time": 0}, targets, client, prefixes, size, watched)
         prompt.extra["create_time"] = prompt.created
         self.prompts.add(prompt)
         return JSONResponse({"prompt_id": name, "number": number, "node_errors": {}})
@@ -135,7 +136,7 @@ class Service:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, prompt: Prompt) -> Run:
-        return Run(self.host, prompt, self.clients, self.pictures, self._current, self._settings.always_preview)
+        return Run(self.host, prompt, self.clients, self.pictures, self._current)
 
     async def _current(self, graph: dict[str, Any]) -> dict[str, Any]:
         return await self.ask(self._resolve, graph, await self.nodes())

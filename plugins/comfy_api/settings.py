@@ -27,4 +27,3 @@ class Settings(Strict):
     max_input_mib: Whole = Field(1024, ge=1, description="of uploaded pictures together; more are refused")
     max_user_mib: Whole = Field(64, ge=1, description="of the front end's settings and workflows together")
     max_upload_mib: Whole = Field(32, ge=1, le=1024, description="a larger request body is refused")
-    always_preview: bool = Field(False, description="previews also for clients that do not ask for them")
