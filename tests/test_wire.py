@@ -91,6 +91,8 @@ async def test_describe_gives_a_schema_for_every_command_and_event(served: Serve
         "state",
         "stats",
         "plugins",
+        "node_progress",
+        "node_preview",
     }
     assert "invalid_params" in described["errors"]
     assert "ddim" in described["schedulers"]

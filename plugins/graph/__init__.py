@@ -36,7 +36,7 @@ from .nodes_sampling import SamplingNodes
 from .nodes_text import NODES as TEXT_NODES
 from .params import CancelParams, CheckParams, RunParams
 from .runs import Run
-from .samplers import register as register_schedulers
+from .samplers import add_spacings
 from .sampling import Samples
 
 
@@ -61,7 +61,7 @@ class Plugin:
     @hookimpl
     def register(self, registry: PluginRegistry) -> None:
         self._parts.register(registry)
-        register_schedulers(registry)
+        add_spacings(registry)
         for event in EVENTS:
             registry.add_event(event)
         generate = GenerateNode(self._jobs, self._samples)

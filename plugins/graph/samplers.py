@@ -66,7 +66,7 @@ FLOW = {"euler": "flow_euler", "heun": "flow_heun"}  # of models that were train
 SPACED_BY_HOST = {"euler_karras", "dpm2_karras", "dpmpp_2m_karras", "dpmpp_2m_sde_karras"}
 
 
-def register(registry: PluginRegistry) -> None:
+def add_spacings(registry: PluginRegistry) -> None:
     """Offer the spacings that the host's own schedulers do not have."""
     for sampler in SAMPLERS.values():
         for suffix, changes in dict(SCHEDULERS.values()).items():
