@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from .errors import InvalidParams, SettingsError
@@ -41,6 +42,30 @@ def find(files: FileSettings, name: str, field: str = "path") -> Path:
     if linked or not any(_inside(path, roots) for path in candidates):
         raise _refused(name, field, f"{name!r:.200} leads out of the host's folders; name a path below files.roots")
     raise _refused(name, field, f"there is no {name!r:.200} in the host's folders; {_nearest(name, roots)}")
+
+
+def lying_in(files: FileSettings, folders: Collection[str]) -> dict[str, str]:
+    """What a client may name without knowing where it is: the weights right below roots' folders of these names.
+
+    Returns:
+        What `find` takes, by the name of the file or folder; of two that have one name, the one in the earlier root.
+    """
+    roots = tuple(root.resolve() for root in (MODELS_FOLDER, *files.roots))
+    found: dict[str, str] = {}
+    for root in roots:
+        for folder in (root, *_listed(root)):
+            if folder.name in folders and _stays_inside(folder, roots):
+                within = "" if folder == root else f"{folder.name}/"
+                for name in _weights_in(folder, folder.stat().st_mtime_ns, roots):
+                    found.setdefault(name, within + name)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _weights_in(folder: Path, changed_ns: int, roots: Sequence[Path]) -> list[str]:
+    """Weights in a folder, as it is since its last change: a list of thousands must not be made for each request."""
+    inside = (path for path in _listed(folder) if _stays_inside(path, roots))
+    return [path.name for path in inside if path.suffix == ".safetensors" or _holds_weights(path)]
 
 
 def check_inside(files: FileSettings, file: Path) -> None:

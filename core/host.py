@@ -32,7 +32,7 @@ from .errors import (
 )
 from .events import EVENTS, Event, Image
 from .faults import is_device, is_memory, typed
-from .files import check_inside, find, local_models
+from .files import check_inside, find, local_models, lying_in
 from .hookspecs import ClientContext
 from .image_store import ImageStore
 from .job_table import JobTable
@@ -208,6 +208,10 @@ class Host:
     def find_file(self, name: str, field: str = "path") -> Path:
         """The file or folder of weights that a client means; in a worker thread. See `files.find`."""
         return find(self.settings.files, name, field)
+
+    def weights_in(self, *folders: str) -> dict[str, str]:
+        """Weights below roots' folders of these names, each with what `find_file` takes. See `files.lying_in`."""
+        return lying_in(self.settings.files, folders)
 
     def check_inside(self, file: Path) -> None:
         """Refuse a file that a link leads out of where weights may come from. See `files.check_inside`."""

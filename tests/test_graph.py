@@ -157,6 +157,53 @@ def test_a_lora_that_was_loaded_anew_under_its_name_is_a_change() -> None:
         assert pictures[0].tobytes() != pictures[1].tobytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        ("emoji-outline", {"path": "controlnets/emoji-outline"}),
+        ("emoji-outline.safetensors", {"lora_weights_path": "control-loras/emoji-outline.safetensors"}),
+    ],
+    ids=["ControlNet", "ControlLoRA"],
+)
+def test_what_lies_in_the_hosts_folders_is_loaded_when_a_sampler_needs_it(name: str, load: dict[str, str]) -> None:
+    with running_host("graph", "lora", "controlnet") as host:
+        nodes = call(host, "describe")["nodes"]
+        assert {"emoji-pencil", "emoji-pixel-art"} <= set(choices(nodes, "LoraLoader", "lora_name"))
+        assert name in choices(nodes, "ControlNetLoader", "control_net_name")
+        outline = call(host, "images.put", {"data": file_of(painted(64))})["image_id"]
+        graph = text_to_image()
+        lora = {"model": ["4", 0], "clip": ["4", 1], "lora_name": "emoji-pencil"}
+        graph["1"] = {"class_type": "LoraLoader", "inputs": lora | {"strength_model": 0.8, "strength_clip": 0.8}}
+        graph["2"] = {"class_type": "ControlNetLoader", "inputs": {"control_net_name": name}}
+        graph["10"] = {"class_type": "LoadImage", "inputs": {"image": outline}}
+        control = {"conditioning": ["6", 0], "control_net": ["2", 0], "image": ["10", 0], "strength": 0.9}
+        graph["11"] = {"class_type": "ControlNetApply", "inputs": control}
+        for node in ("6", "7"):
+            graph[node]["inputs"]["clip"] = ["1", 1]
+        graph["3"]["inputs"] |= {"model": ["1", 0], "positive": ["11", 0]}
+        call(host, "graph.check", {"graph": graph})
+        assert not call(host, "lora.list")["loras"]
+        (picture,) = run(host, graph)
+        assert [row["name"] for row in call(host, "lora.list")["loras"]] == ["loras/emoji-pencil"]
+        graph["3"]["inputs"]["seed"] = 8
+        events = Events()
+        run(host, graph, events)
+        assert cached_and_run(events)[1] == ["3", "8", "9"]
+        call(host, "lora.load", {"path": "loras/emoji-pencil", "name": "mine"})
+        call(host, "controlnet.load", {**load, "name": "outline"})
+        assert "mine" in choices(call(host, "describe")["nodes"], "LoraLoader", "lora_name")
+        request = {"negative_prompt": "leaf", "width": 64, "height": 64, "num_inference_steps": 4, "seed": 7}
+        request |= {"lora": [{"name": "mine", "weight": 0.8}], "scheduler": "euler", "guidance_scale": 4.0}
+        request["controlnet"] = [{"name": "outline", "image": outline, "controlnet_conditioning_scale": 0.9}]
+        assert_same_picture(picture, generate(host, "red apple", **request).picture)
+
+
+def choices(nodes: dict[str, Any], node: str, name: str) -> list[str]:
+    (entry,) = (entry for entry in nodes[node]["inputs"] if entry["name"] == name)
+    found: list[str] = entry["choices"]
+    return found
+
+
 def test_the_cache_is_bounded() -> None:
     with running_host(plugin("graph", cache_mib=0)) as host:
         for seed in (1, 2):
@@ -482,9 +529,12 @@ def test_what_nodes_give_is_looked_at_before_it_is_used(tmp_path: Path) -> None:
             assert caught.value.details[0]["path"] == [given]
             graph["10"]["inputs"]["text"] = {"ckpt_name": "emoji", "sampler_name": "ddim", "scheduler": "normal"}[given]
             assert run(host, graph)
-        graph["11"] = {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["4", 0], "lora_name": ["10", 0]}}
-        graph["3"]["inputs"]["model"] = ["11", 0]
-        with pytest.raises(InvalidParams, match="it has none just now"):
+        graph["11"] = {"class_type": "ControlNetLoader", "inputs": {"control_net_name": ["10", 0]}}
+        control = {"conditioning": ["6", 0], "control_net": ["11", 0], "image": ["13", 0], "strength": 1.0}
+        graph["12"] = {"class_type": "ControlNetApply", "inputs": control}
+        graph["3"]["inputs"]["positive"] = ["12", 0]
+        graph["13"] = {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["4", 2]}}
+        with pytest.raises(InvalidParams, match="it has none just now"):  # without the plugin that loads them
             run(host, graph)
         drawn: Graph = {
             "1": {"class_type": "Draw"},

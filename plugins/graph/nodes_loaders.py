@@ -1,11 +1,12 @@
-"""Nodes that name a model, its parts, LoRAs and ControlNets; nothing is loaded for them."""
+"""Nodes that name a model, its parts, LoRAs and ControlNets; a sampler loads what is not there yet."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from latentwire import Host, NodeContext, NodeInput, NodeOutput, NodeType
 
+from .on_demand import controlnets, loras
 from .values import Clip, ControlNet, Model, Vae, with_adapter
 
 MODEL, CLIP, VAE = NodeOutput("MODEL", "MODEL"), NodeOutput("CLIP", "CLIP"), NodeOutput("VAE", "VAE")
@@ -17,11 +18,11 @@ def _models(host: Host) -> list[str]:
 
 
 def _loras(host: Host) -> list[str]:
-    return [row["name"] for row in host.store.brought("adapter")]
+    return sorted(loras(host))
 
 
 def _controlnets(host: Host) -> list[str]:
-    return [row["name"] for row in host.store.brought("controlnet")]
+    return sorted(controlnets(host))
 
 
 async def load_checkpoint(context: NodeContext, given: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -36,7 +37,7 @@ async def load_vae(context: NodeContext, given: Mapping[str, Any]) -> tuple[Any,
 
 
 async def load_lora(context: NodeContext, given: Mapping[str, Any]) -> tuple[Any, ...]:
-    name = given["lora_name"]
+    name = loras(context.host)[given["lora_name"]]
     model: Model = given["model"]
     patched = replace(model, adapters=with_adapter(model.adapters, name, given["strength_model"]))
     clip: Clip | None = given.get("clip")
@@ -46,18 +47,24 @@ async def load_lora(context: NodeContext, given: Mapping[str, Any]) -> tuple[Any
 
 
 async def load_controlnet(context: NodeContext, given: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (ControlNet(given["control_net_name"]),)
+    return (ControlNet(controlnets(context.host)[given["control_net_name"]]),)
 
 
 def _lora_state(host: Host, values: Mapping[str, Any]) -> Any:
-    return host.store.number_of("adapter", values.get("lora_name"))
+    return _state(host, "adapter", loras(host), values.get("lora_name"))
 
 
 def _controlnet_state(host: Host, values: Mapping[str, Any]) -> Any:
-    return host.store.number_of("controlnet", values.get("control_net_name"))
+    return _state(host, "controlnet", controlnets(host), values.get("control_net_name"))
 
 
-LORA = NodeInput("lora_name", "COMBO", choices=_loras, description="one that lora.load has loaded")
+def _state(host: Host, kind: Literal["adapter", "controlnet"], known: Mapping[str, str], name: Any) -> Any:
+    """Which load a name stands for; what samplers load when they need it stays the same."""
+    found = known.get(name)
+    return host.store.number_of(kind, found) if found == name else found
+
+
+LORA = NodeInput("lora_name", "COMBO", choices=_loras, description="a loaded one, or one that can be")
 
 NODES = (
     NodeType(
@@ -108,14 +115,10 @@ NODES = (
         "ControlNetLoader",
         "Load ControlNet Model",
         "loaders",
-        (
-            NodeInput(
-                "control_net_name", "COMBO", choices=_controlnets, description="one that controlnet.load has loaded"
-            ),
-        ),
+        (NodeInput("control_net_name", "COMBO", choices=_controlnets, description="a loaded one, or one that can be"),),
         (NodeOutput("CONTROL_NET", "CONTROL_NET"),),
         load_controlnet,
-        description="A ControlNet that is loaded.",
+        description="A ControlNet, or a ControlLoRA.",
         state=_controlnet_state,
     ),
 )

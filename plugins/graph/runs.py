@@ -62,6 +62,8 @@ class Run:
             LatentwireError: what the first node that failed raised, or why the run was ended.
         """
         self._task = asyncio.create_task(self._run())
+        if self.reason is not None:  # by another thread, before there was anything to cancel
+            self._task.cancel()
         try:
             return await self._task
         except asyncio.CancelledError:
@@ -76,12 +78,13 @@ class Run:
             self._values.clear()
 
     def end(self, reason: LatentwireError) -> bool:
-        """End it before its time; False where it is over or ending already."""
-        if self._task is None or self._task.done() or self.reason is not None:
+        """End it before its time, from any thread; False where it is over or ending already."""
+        if (self._task is not None and self._task.done()) or self.reason is not None:
             return False
         self.reason = reason
         self._emit = _to_nobody  # nothing of it comes after what takes its place
-        self._task.cancel()
+        if self._task is not None:
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
         return True
 
     async def _run(self) -> dict[str, Any]:

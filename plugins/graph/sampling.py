@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 from latentwire import NodeContext, Remembered, control_image_argument, resized
 
 from .jobs import Jobs, Part
+from .on_demand import OnDemand
 from .pictures import picture_of, to_pixels
 from .refusals import refused
 from .samplers import SAMPLERS, scheduler_for
@@ -68,6 +69,7 @@ class Samples:
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
+        self._on_demand = OnDemand()
         self._embeddings = Remembered(
             REMEMBERED_BYTES, lambda pair: sum(part.nbytes for part in pair if part is not None)
         )
@@ -104,6 +106,8 @@ class Samples:
         guided = cfg > 1
         prompts = (negative, positive) if guided else (positive,)
         controls = _controls_of(positive, negative if guided else ())
+        adapters, nets = (name for name, _ in model.adapters), (control.net.name for control in controls)
+        await self._on_demand.load(context, model.name, adapters, nets)
         extra: dict[str, Any] = {}
         task = await self._start(context, model, latent, steps, extra)
         request: dict[str, Any] = {"prompt": positive[0].text, "negative_prompt": negative[0].text if guided else ""}
@@ -190,6 +194,7 @@ class Samples:
     async def _embedding(self, context: NodeContext, prompt: Prompt) -> tuple[Pixels, Pixels | None]:
         """A prompt's embeddings, and the pooled ones of models that have them."""
         clip, host = prompt.clip, context.host
+        await self._on_demand.load(context, clip.name, (name for name, _ in clip.adapters), ())
         numbers = tuple(host.store.number_of("adapter", name) for name, _ in clip.adapters)
         key = (clip, numbers, prompt.text)
         found = self._embeddings.find(key)

@@ -23,6 +23,7 @@ STATUS = {
     "cancelled": 409,
     "in_use": 409,
     "message_too_large": 413,
+    "invalid_graph": 422,
     "invalid_params": 422,
     "too_many_jobs": 429,
     "job_failed": 500,
