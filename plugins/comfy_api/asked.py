@@ -74,12 +74,23 @@ async def read_json(request: Request) -> Any:
     """The JSON that a request brings; None where it brings nothing."""
     body = await read_body(request, MAX_JSON)
     try:
-        value = json.loads(body) if body.strip() else None
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # or it could not be told to anybody
+        value = tellable(body) if body.strip() else None
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is no JSON: {error!s:.200}") from error
     if _is_deep(value):
         raise Refused(400, f"the body is nested more than {MAX_DEPTH} levels deep")
+    return value
+
+
+def tellable(text: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or has something in it that could not be told to anybody, such as NaN.
+        RecursionError: it is nested too deep.
+    """
+    value = json.loads(text)
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     return value
 
 

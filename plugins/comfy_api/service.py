@@ -110,7 +110,7 @@ class Service:
             targets = _targets(asked, graph, nodes)
             prefixes = self._prefixes(graph, targets, nodes)
             resolved = await self.ask(self._resolve, graph, nodes)
-            params = {"graph": resolved, "outputs": targets or None}
+            params = {"graph": resolved, "outputs": targets}
             await self.host.dispatch("graph.check", params, CALLER, lambda _: None)
         except LatentwireError as error:
             return invalid(error, graph, nodes)
