@@ -575,3 +575,12 @@ def test_the_guide_says_what_can_be_asked_for(host: Host) -> None:
             graph = text_to_image(sampler_name=name, scheduler="karras")
             problem = host.registry.nodes["KSampler"].check(host, graph["3"]["inputs"])  # type: ignore[misc]
             assert bool(problem) == (spaced == "no"), name
+
+
+def test_links_of_inputs_that_the_type_does_not_know_lead_nowhere(host: Host) -> None:
+    graph = text_to_image(seed=140)
+    graph["4"]["inputs"]["unknown"] = ["9", 0]  # a circle, if it counted
+    graph["3"]["inputs"]["unknown"] = ["10", 0]
+    graph["10"] = {"class_type": "LoadImage", "inputs": {}}
+    assert len(run(host, graph)) == 1
+    assert "10" not in call(host, "graph.check", {"graph": graph})["nodes"]
