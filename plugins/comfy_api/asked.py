@@ -37,6 +37,11 @@ class Refused(Exception):
         self.message = message
 
 
+def reason_of(error: Exception) -> str:
+    """What a client is told of an error; an OSError's own text would name the file."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def answered(handler: Handler) -> Handler:
     """A handler whose refusals are answers."""
 
@@ -52,8 +57,7 @@ def answered(handler: Handler) -> Handler:
             raise
         except (OSError, sqlite3.Error) as error:  # a full disk is no fault of the plugin's
             log.warning("%s cannot be answered: %s", request.url.path, error)
-            reason = getattr(error, "strerror", None) or str(error)  # an OSError's own text would name the file
-            return JSONResponse({"error": f"the disk gives no answer: {reason:.200}"}, 503)
+            return JSONResponse({"error": f"the disk gives no answer: {reason_of(error):.200}"}, 503)
         except LatentwireError as error:
             return JSONResponse({"error": error.message}, 503 if error.code == "host_closing" else 400)
 
