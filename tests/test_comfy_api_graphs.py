@@ -86,6 +86,12 @@ def test_a_graph_is_followed_from_its_start_to_its_picture(served: Served, http:
     assert listener.of("status")[-1]["status"]["exec_info"]["queue_remaining"] == 0
 
 
+def test_a_graphs_number_stays_a_whole_one(http: httpx2.Client) -> None:
+    number = http.post("/prompt", json={"prompt": text_to_image(seed=18), "prompt_id": "numbered"}).json()["number"]
+    wait_for_history(http, "numbered")
+    assert f'"prompt":[{number},"numbered"' in http.get("/history/numbered").text  # as strict clients read it
+
+
 def test_the_picture_is_what_generate_makes(served: Served, http: httpx2.Client) -> None:
     prompt = queue(http, text_to_image(seed=12, steps=4))
     (image,) = wait_for_history(http, prompt)["outputs"]["9"]["images"]
