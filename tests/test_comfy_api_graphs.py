@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import shlex
 import socket
 import struct
 import time
@@ -33,6 +34,7 @@ from .comfy import (
     wait_for_history,
 )
 from .conftest import wait_for
+from .pages import PAGES, blocks
 from .raw_socket import RawClient
 
 METADATA = {"supports_preview_metadata": True}
@@ -53,6 +55,10 @@ def served(folder: Path) -> Iterator[Served]:
 def http(served: Served) -> Iterator[httpx2.Client]:
     with http_of(served) as http:
         yield http
+
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+"""What curl says of whatever it sends."""
 
 
 def long(seed: int = 1) -> dict[str, Any]:
@@ -84,6 +90,18 @@ def test_a_graph_is_followed_from_its_start_to_its_picture(served: Served, http:
     assert picture.size == (64, 64)
     assert json.loads(picture.text["prompt"]) == text_to_image(seed=11)
     assert listener.of("status")[-1]["status"]["exec_info"]["queue_remaining"] == 0
+
+
+def test_the_guides_first_steps_make_a_picture(http: httpx2.Client) -> None:
+    graph = json.loads(blocks(PAGES["graphs"], "json")[0])["params"]["graph"]
+    steps = next(block for block in blocks(PAGES["comfyui"], "sh") if "curl" in block).replace(
+        "http://127.0.0.1:8000", ""
+    )
+    send, history, view = (shlex.split(line)[1] for line in steps.splitlines())
+    answer = http.post(send, content=f'{{"prompt": {json.dumps(graph)}}}', headers=FORM)
+    wait_for_history(http, answer.json()["prompt_id"])
+    assert answer.json()["prompt_id"] in http.get(history).json()
+    assert picture_of(http.get(view)).size == (128, 128)
 
 
 def test_a_graphs_number_stays_a_whole_one(http: httpx2.Client) -> None:
