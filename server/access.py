@@ -1,7 +1,6 @@
 """Who may use the host: by token or ticket, under the host's own names, and from no page of another site."""
 
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -107,7 +106,7 @@ class Access:
             return None
         try:
             return base64.b64decode(shown, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise Unauthorized(MISSING) from error
 
     def log_in(self, caller: Caller, token: str | None, key: str | None) -> Caller:

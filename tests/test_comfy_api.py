@@ -267,6 +267,23 @@ def test_settings_stay(http: httpx2.Client, folder: Path) -> None:
     assert json.loads((folder / "user" / "default" / "comfy.settings.json").read_text())["Comfy.One"] is True
 
 
+@pytest.mark.parametrize("text", [b'{"a": NaN}', b'{"a": "\\ud800"}', b"{"])
+def test_settings_that_could_not_be_told_take_nothing_down(http: httpx2.Client, folder: Path, text: bytes) -> None:
+    kept = http.get("/settings").json()
+    assert http.post("/userdata/comfy.settings.json", content=text).status_code == 409
+    http.post("/userdata/broken.json", content=text)
+    assert http.post("/userdata/broken.json/move/comfy.settings.json?overwrite=true").status_code == 409
+    assert http.get("/settings").json() == kept
+    file = folder / "user" / "default" / "comfy.settings.json"
+    before = file.read_bytes() if file.exists() else b"{}"
+    file.write_bytes(text)  # as somebody may do by hand
+    try:
+        assert "damaged" in http.get("/settings").json()["error"]
+    finally:
+        file.write_bytes(before)
+    assert http.get("/settings").json() == kept
+
+
 def test_files_are_kept_listed_moved_and_deleted(http: httpx2.Client) -> None:
     name = "workflows%2Fmine.json"
     assert http.get(f"/userdata/{name}").status_code == 404
@@ -290,6 +307,17 @@ def test_a_file_of_the_front_ends_is_never_a_page(http: httpx2.Client) -> None:
     answer = http.get("/userdata/page.html")
     assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_name_is_a_files_or_a_folders(http: httpx2.Client) -> None:
+    assert upload(http, "inner.png", png(), subfolder="both.png").status_code == 200
+    assert upload(http, "both.png", png()).json()["name"] == "both (1).png"
+    assert upload(http, "both.png", png(), overwrite="true").json()["name"] == "both (1).png"
+    assert upload(http, "deeper.png", png(), subfolder="both.png/inner.png").status_code == 409
+    assert upload(http, "deeper.png", png(), subfolder="both.png/inner.png/more").status_code == 409
+    assert http.post("/userdata/file", content=b"1").status_code == 200
+    assert http.post("/userdata/file/move/file%2Fbelow").status_code == 409
+    assert http.post("/userdata/file%2Fbelow", content=b"1").status_code == 409
 
 
 # What is refused.
@@ -331,8 +359,10 @@ def test_the_token_is_asked_for_everywhere_and_may_come_as_a_password(tmp_path: 
             for route in routes:
                 for method in route.methods or ():
                     assert http.request(method, route.path).status_code == 401, route.path
-            for headers in ({"Authorization": "Basic x"}, {"Authorization": "Basic dXNlcjp4"}, {"Cookie": "a=b"}):
-                assert http.get("/prompt", headers=headers).status_code == 401
+            for name, value in (("Authorization", "Basic x"), ("Authorization", "Basic dXNlcjp4"), ("Cookie", "a=b")):
+                assert http.get("/prompt", headers={name: value}).status_code == 401
+            for value in (b"Basic \xff", b"Basic /w==", b"Bearer \xff"):
+                assert http.get("/prompt", headers={b"Authorization": value}).status_code == 401
             assert http.get("/prompt", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
         with http_of(served, auth=("anybody", TOKEN)) as http:
             assert http.get("/prompt").status_code == 200

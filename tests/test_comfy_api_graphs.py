@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import shlex
 import socket
 import struct
 import time
@@ -33,6 +34,7 @@ from .comfy import (
     wait_for_history,
 )
 from .conftest import wait_for
+from .pages import PAGES, blocks
 from .raw_socket import RawClient
 
 METADATA = {"supports_preview_metadata": True}
@@ -53,6 +55,10 @@ def served(folder: Path) -> Iterator[Served]:
 def http(served: Served) -> Iterator[httpx2.Client]:
     with http_of(served) as http:
         yield http
+
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+"""What curl says of whatever it sends."""
 
 
 def long(seed: int = 1) -> dict[str, Any]:
@@ -84,6 +90,24 @@ def test_a_graph_is_followed_from_its_start_to_its_picture(served: Served, http:
     assert picture.size == (64, 64)
     assert json.loads(picture.text["prompt"]) == text_to_image(seed=11)
     assert listener.of("status")[-1]["status"]["exec_info"]["queue_remaining"] == 0
+
+
+def test_the_guides_first_steps_make_a_picture(http: httpx2.Client) -> None:
+    graph = json.loads(blocks(PAGES["graphs"], "json")[0])["params"]["graph"]
+    steps = next(block for block in blocks(PAGES["comfyui"], "sh") if "curl" in block).replace(
+        "http://127.0.0.1:8000", ""
+    )
+    send, history, view = (shlex.split(line)[1] for line in steps.splitlines())
+    answer = http.post(send, content=f'{{"prompt": {json.dumps(graph)}}}', headers=FORM)
+    wait_for_history(http, answer.json()["prompt_id"])
+    assert answer.json()["prompt_id"] in http.get(history).json()
+    assert picture_of(http.get(view)).size == (128, 128)
+
+
+def test_a_graphs_number_stays_a_whole_one(http: httpx2.Client) -> None:
+    number = http.post("/prompt", json={"prompt": text_to_image(seed=18), "prompt_id": "numbered"}).json()["number"]
+    wait_for_history(http, "numbered")
+    assert f'"prompt":[{number},"numbered"' in http.get("/history/numbered").text  # as strict clients read it
 
 
 def test_the_picture_is_what_generate_makes(served: Served, http: httpx2.Client) -> None:
@@ -167,14 +191,14 @@ def test_a_graph_that_fails_says_where_and_why(
     from latentwire.plugins.comfy_api.pictures import Pictures
 
     def full(*_: Any) -> Any:
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device", "/a/path/of/the/host")
 
     monkeypatch.setattr(Pictures, "save", full)
     with Listener(served, "unlucky") as listener:
         prompt = queue(http, text_to_image(seed=15), client_id="unlucky")
         assert listener.wait_for_end(prompt) == "execution_error"
     (error,) = listener.of("execution_error", prompt)
-    assert "No space left" in error["exception_message"]
+    assert error["exception_message"] == "No space left on device"
     row = wait_for_history(http, prompt)
     assert (row["status"]["status_str"], row["status"]["completed"]) == ("error", False)
 
@@ -434,6 +458,45 @@ def test_what_waits_for_a_client_is_bounded() -> None:
     for number in range(MOST_WAITING + 10):
         clients.tell("client 999", "executed", number=number)
     assert outbox._closed
+    assert len(outbox._waiting) == MOST_WAITING  # though whoever sends it is still at the first one
+
+
+def test_a_large_graph_is_not_told_of_as_a_whole_for_each_node(served: Served, http: httpx2.Client) -> None:
+    graph = text_to_image(seed=77)
+    nodes = [f"invert {number}" for number in range(500)]
+    for node, source in zip(nodes, ["8", *nodes[:-1]], strict=True):
+        graph[node] = {"class_type": "ImageInvert", "inputs": {"image": [source, 0]}}
+    graph["9"]["inputs"]["images"] = [nodes[-1], 0]
+    with Listener(served, "patient") as listener:
+        prompt = queue(http, graph, client_id="patient")
+        assert listener.wait_for_end(prompt) == "execution_success"
+        told = listener.of("progress_state", prompt)
+    assert len(told) < len(nodes) / 2
+    assert {row["state"] for row in told[-1]["nodes"].values()} == {"finished"}
+    assert told[-1]["nodes"].keys() == graph.keys()
+
+
+def test_what_is_kept_for_a_client_is_bounded_in_size() -> None:
+    clients = Clients()
+    large = "x" * (1 << 18)
+    for number in range(10):
+        clients.tell("away", "executed", number=number, text=large)
+    kept = [json.loads(text)["data"]["number"] for text in clients._clients["away"].kept]
+    assert kept == [7, 8, 9]
+    outbox = clients.connect("away")
+    for _ in range(300):
+        clients.tell("away", "executed", text=large)
+    assert outbox._closed
+    assert sum(map(len, outbox._waiting.values())) <= 64 << 20
+    clients.disconnect("away", outbox)
+    assert len(clients._clients["away"].kept) == 3
+
+
+@pytest.mark.parametrize("targets", [["3"], ["nowhere"]])
+def test_a_graph_that_is_wanted_for_nothing_that_it_shows_is_refused(http: httpx2.Client, targets: list[str]) -> None:
+    answer = http.post("/prompt", json={"prompt": text_to_image(), "partial_execution_targets": targets})
+    assert answer.status_code == 400
+    assert "no output node" in answer.json()["error"]["message"]
 
 
 # Coming back.

@@ -144,6 +144,19 @@ def test_what_is_stored_for_one_owner_is_stored_for_another_too(host: Host) -> N
     assert cached_and_run(events)[1] == ["9"]
 
 
+def test_a_lora_that_applies_by_default_is_a_change_for_the_node_that_takes_it() -> None:
+    with running_host("graph", "lora") as host:
+        call(host, "lora.load", {"path": "loras/emoji-pencil", "name": "pencil"})
+        draft = Draft()
+        given = {"prompt": "red apple", "seed": 1, "width": 64, "height": 64, "num_inference_steps": 4}
+        draft.add("PreviewImage", 0, images=draft.one("LatentwireGenerate", **given))
+        (plain,) = run(host, draft.nodes)
+        call(host, "lora.default", {"scope": "host", "adapters": [{"name": "pencil", "weight": 1.0}]})
+        (with_lora,) = run(host, draft.nodes)
+        assert_same_picture(with_lora, generate(host, **given).picture)
+        assert plain.tobytes() != with_lora.tobytes()
+
+
 def test_a_lora_that_was_loaded_anew_under_its_name_is_a_change() -> None:
     with running_host("graph", "lora") as host:
         graph = text_to_image()
@@ -625,3 +638,12 @@ def test_the_guide_says_what_can_be_asked_for(host: Host) -> None:
             graph = text_to_image(sampler_name=name, scheduler="karras")
             problem = host.registry.nodes["KSampler"].check(host, graph["3"]["inputs"])  # type: ignore[misc]
             assert bool(problem) == (spaced == "no"), name
+
+
+def test_links_of_inputs_that_the_type_does_not_know_lead_nowhere(host: Host) -> None:
+    graph = text_to_image(seed=140)
+    graph["4"]["inputs"]["unknown"] = ["9", 0]  # a circle, if it counted
+    graph["3"]["inputs"]["unknown"] = ["10", 0]
+    graph["10"] = {"class_type": "LoadImage", "inputs": {}}
+    assert len(run(host, graph)) == 1
+    assert "10" not in call(host, "graph.check", {"graph": graph})["nodes"]

@@ -37,6 +37,11 @@ class Refused(Exception):
         self.message = message
 
 
+def reason_of(error: Exception) -> str:
+    """What a client is told of an error; an OSError's own text would name the file."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def answered(handler: Handler) -> Handler:
     """A handler whose refusals are answers."""
 
@@ -52,8 +57,7 @@ def answered(handler: Handler) -> Handler:
             raise
         except (OSError, sqlite3.Error) as error:  # a full disk is no fault of the plugin's
             log.warning("%s cannot be answered: %s", request.url.path, error)
-            reason = getattr(error, "strerror", None) or str(error)  # an OSError's own text would name the file
-            return JSONResponse({"error": f"the disk gives no answer: {reason:.200}"}, 503)
+            return JSONResponse({"error": f"the disk gives no answer: {reason_of(error):.200}"}, 503)
         except LatentwireError as error:
             return JSONResponse({"error": error.message}, 503 if error.code == "host_closing" else 400)
 
@@ -74,12 +78,23 @@ async def read_json(request: Request) -> Any:
     """The JSON that a request brings; None where it brings nothing."""
     body = await read_body(request, MAX_JSON)
     try:
-        value = json.loads(body) if body.strip() else None
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # or it could not be told to anybody
+        value = tellable(body) if body.strip() else None
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is no JSON: {error!s:.200}") from error
     if _is_deep(value):
         raise Refused(400, f"the body is nested more than {MAX_DEPTH} levels deep")
+    return value
+
+
+def tellable(text: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or has something in it that could not be told to anybody, such as NaN.
+        RecursionError: it is nested too deep.
+    """
+    value = json.loads(text)
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     return value
 
 

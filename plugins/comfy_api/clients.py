@@ -11,13 +11,15 @@ import json
 import struct
 import time
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 KEPT = 200  # messages for a client that is away
 MOST_AWAY = 200  # clients
+KEPT_SIZE = 1 << 20  # of them together
 MOST_WAITING = 2000  # messages for one socket; more, and it has to come back
+MOST_SIZE = 64 << 20  # of them together
 
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
 FORMATS = {"jpeg": 1, "png": 2}
@@ -51,6 +53,7 @@ class Outbox:
     def __init__(self) -> None:
         self.features: dict[str, Any] | None = None
         self._waiting: OrderedDict[Hashable, str | bytes] = OrderedDict()
+        self._size = 0
         self._sending: dict[Hashable, str | bytes] = {}
         self._numbers = itertools.count()
         self._there = asyncio.Event()
@@ -59,9 +62,11 @@ class Outbox:
     def put(self, message: str | bytes, key: Hashable = None) -> None:
         """Send a message; with a `key`, in place of an unsent one that has the same."""
         key = next(self._numbers) if key is None else key
-        self._waiting.pop(key, None)
+        self._size += len(message) - len(self._waiting.pop(key, ""))
         self._waiting[key] = message
-        self._closed |= len(self._waiting) > MOST_WAITING
+        while len(self._waiting) > MOST_WAITING or self._size > MOST_SIZE:
+            self._size -= len(self._waiting.popitem(last=False)[1])
+            self._closed = True  # yet it may take long until whoever sends them hears of it
         self._there.set()
 
     async def next(self) -> str | bytes | None:
@@ -73,6 +78,7 @@ class Outbox:
         if self._closed:
             return None
         key, message = self._waiting.popitem(last=False)
+        self._size -= len(message)
         self._sending = {key: message}
         return message
 
@@ -88,6 +94,13 @@ class Client:
 
     sockets: set[Outbox] = field(default_factory=set)
     kept: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def keep(self, texts: Iterable[str]) -> None:
+        """Keep the latest of what could not be sent."""
+        self.kept.extend(texts)
+        size = sum(map(len, self.kept))
+        while size > KEPT_SIZE:
+            size -= len(self.kept.popleft())
 
 
 class Clients:
@@ -111,7 +124,7 @@ class Clients:
         client = self._clients[name]
         client.sockets.discard(outbox)
         if not client.sockets:
-            client.kept.extend(outbox.unsent())
+            client.keep(outbox.unsent())
             self._clients.move_to_end(name)
             self._forget()
 
@@ -127,7 +140,7 @@ class Clients:
         for outbox in client.sockets:
             outbox.put(text)
         if not client.sockets:
-            client.kept.append(text)
+            client.keep([text])
 
     def is_there(self, name: str | None) -> bool:
         """Whether a client is connected."""

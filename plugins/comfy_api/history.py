@@ -189,4 +189,6 @@ class History:
 
 def _entry(row: Sequence[Any]) -> Entry:
     values = dict(zip(COLUMNS, row, strict=True))
+    if values["number"].is_integer():  # SQLite makes a float of it, which clients did not get when they sent the graph
+        values["number"] = int(values["number"])
     return Entry(**{name: json.loads(value) if name in MAPS else value for name, value in values.items()})

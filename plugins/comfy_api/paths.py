@@ -42,9 +42,21 @@ def size_of(folder: Path) -> int:
     return total
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, if there is none.
+
+    Raises:
+        Refused: a file has its name, or that of one that it is in.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Refused(409, f"{folder.name!r:.80} cannot be a folder: a file is called so") from error
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a file, so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f".{os.urandom(8).hex()}.part")
     try:
         part.write_bytes(data)

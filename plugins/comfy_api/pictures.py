@@ -144,7 +144,7 @@ class Pictures:
             raise Refused(400, f"wanted a file .png, .jpg or .webp, got {name!r:.80}")
         with self._lock:
             wanted, number = path, 0
-            while not overwrite and path.exists() and path.read_bytes() != data:
+            while path.is_dir() or (not overwrite and path.exists() and path.read_bytes() != data):
                 number += 1
                 path = wanted.with_name(f"{wanted.stem} ({number}){wanted.suffix}")
             if size_of(self._folder / "input") + len(data) > self._max_input:

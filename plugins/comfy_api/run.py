@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from latentwire import Caller, Event, Host, LatentwireError
 
+from .asked import reason_of
 from .clients import Clients, Preview, now_ms
 from .history import Entry
 from .pictures import Kind, Pictures, Stored
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 OWNER = "comfyui"
 PREVIEW_SIZE = 512
+PROGRESS_S = 0.05  # between two messages of how all nodes stand
 NO_PREVIEWS = "none"
 NOTE = re.compile(r"[A-Za-z0-9_ .-]{1,79}")  # the name of a text in a PNG, as graph.run takes it
 MAX_NOTE = 1 << 20  # letters
@@ -85,6 +87,7 @@ class Run:
         self._cancelled = False
         self._working: asyncio.Task[Any] | None = None
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._telling: asyncio.TimerHandle | None = None
 
     def cancel(self) -> None:
         """Let it end at its next step."""
@@ -108,6 +111,9 @@ class Run:
         finally:
             self._events.put_nowait(None)
         trouble = await following
+        if self._telling is not None:
+            self._telling.cancel()
+            self._tell_progress()
         return self._ended(problem or trouble)
 
     def tell_end(self) -> None:
@@ -172,12 +178,12 @@ class Run:
             prompt.current = event.node
             self._set_progress(event.node, "running", 0, 1)
             self._clients.tell(prompt.client, "executing", **self._about(event.node))
-            self._tell_progress()
+            self._tell_progress_soon()
         elif event.name == "node_progress":
             self._set_progress(event.node, "running", event.value, event.maximum)
             values = {"value": event.value, "max": event.maximum, "prompt_id": prompt.id, "node": event.node}
             self._clients.tell_latest(prompt.client, (prompt.id, event.node), "progress", **values)
-            self._tell_progress()
+            self._tell_progress_soon()
         elif event.name == "node_preview":
             about = {"prompt_id": prompt.id, **_places(event.node)}
             preview = Preview(event.image.format, event.image.data, about)
@@ -187,7 +193,7 @@ class Run:
             self._set_progress(event.node, "finished", done, done)
             if event.node in prompt.prefixes:
                 await self._keep(event.node, event.images)
-            self._tell_progress()
+            self._tell_progress_soon()
         elif event.name == "node_failed":
             self._set_progress(event.node, "error", 0, 1)
             self._failed = {
@@ -228,7 +234,7 @@ class Run:
         elif problem is not None:
             if not isinstance(problem, LatentwireError | OSError):
                 log.error("graph %s failed", prompt.id, exc_info=problem)
-            message = problem.message if isinstance(problem, LatentwireError) else str(problem)
+            message = problem.message if isinstance(problem, LatentwireError) else reason_of(problem)
             said = {"exception_message": message, "exception_type": code, "traceback": []}
             kind, told = "execution_error", {**said, **about, "current_inputs": {}, "current_outputs": []}
             error = told
@@ -253,7 +259,13 @@ class Run:
         row = {"value": value, "max": most, "state": state, "prompt_id": self._prompt.id, **_places(node)}
         self._prompt.progress[node] = row
 
+    def _tell_progress_soon(self) -> None:
+        """It is about all nodes, so that one message for each change would be too much of large graphs."""
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(PROGRESS_S, self._tell_progress)
+
     def _tell_progress(self) -> None:
+        self._telling = None
         prompt = self._prompt
         values = {"prompt_id": prompt.id, "nodes": prompt.progress}
         self._clients.tell_latest(prompt.client, prompt.id, "progress_state", **values)

@@ -110,7 +110,7 @@ class Service:
             targets = _targets(asked, graph, nodes)
             prefixes = self._prefixes(graph, targets, nodes)
             resolved = await self.ask(self._resolve, graph, nodes)
-            params = {"graph": resolved, "outputs": targets or None}
+            params = {"graph": resolved, "outputs": targets}
             await self.host.dispatch("graph.check", params, CALLER, lambda _: None)
         except LatentwireError as error:
             return invalid(error, graph, nodes)
@@ -144,6 +144,7 @@ class Service:
     def _resolve(self, graph: dict[str, Any], nodes: Nodes) -> dict[str, Any]:
         """A graph with ids in place of the names of its pictures; a name of none stays, and is found wrong."""
         resolved = dict(graph)
+        images: dict[str, str] = {}
         for name, node in graph.items():
             inputs = node.get("inputs") if isinstance(node, dict) else None
             for given, value in inputs.items() if isinstance(inputs, dict) else ():
@@ -151,8 +152,9 @@ class Service:
                 if entry is None or not entry.get("upload") or not isinstance(value, str):
                     continue
                 with suppress(Refused):
-                    image = self.host.images.put(self.pictures.find(value, kind="input").read_bytes())
-                    resolved[name] = {**node, "inputs": {**resolved[name]["inputs"], given: image}}
+                    if value not in images:
+                        images[value] = self.host.images.put(self.pictures.find(value, kind="input").read_bytes())
+                    resolved[name] = {**node, "inputs": {**resolved[name]["inputs"], given: images[value]}}
         return resolved
 
     def _prefixes(self, graph: dict[str, Any], targets: Iterable[str], nodes: Nodes) -> dict[str, str | None]:

@@ -5,8 +5,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .asked import MAX_JSON, Refused
-from .paths import below, size_of, write
+from .asked import MAX_JSON, Refused, tellable
+from .paths import below, make_folder, size_of, write
 
 USER = "default"  # the one that there is
 SETTINGS = "comfy.settings.json"
@@ -29,7 +29,7 @@ class UserData:
     def settings(self) -> dict[str, Any]:
         """All settings that are not as they come."""
         try:
-            settings = json.loads((self._folder / SETTINGS).read_bytes())
+            settings = tellable((self._folder / SETTINGS).read_bytes())
         except FileNotFoundError:
             return {}
         except (ValueError, RecursionError) as error:
@@ -73,7 +73,7 @@ class UserData:
         Raises:
             Refused: there is one, or there is no room.
         """
-        path = self._path(name)
+        path = self._path_to_write(name)
         with self._lock:
             if path.is_dir() or (path.exists() and not overwrite):
                 raise Refused(409, f"there is a file {name!r:.80}")
@@ -94,11 +94,11 @@ class UserData:
         Raises:
             Refused: there is no such file, or one of the new name.
         """
-        source, target = self._existing(name), self._path(to)
+        source, target = self._existing(name), self._path_to_write(to)
         with self._lock:
             if target.is_dir() or (target.exists() and not overwrite):
                 raise Refused(409, f"there is a file {to!r:.80}")
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             source.replace(target)
             return self._info(target, self._folder)
 
@@ -106,6 +106,12 @@ class UserData:
         path = below(self._folder, name)
         if path == self._folder:
             raise Refused(400, "a file needs a name")
+        return path
+
+    def _path_to_write(self, name: str) -> Path:
+        path = self._path(name)
+        if path == self._folder / SETTINGS:  # which must stay something that can be told to all
+            raise Refused(409, "settings are changed by POST /settings")
         return path
 
     def _existing(self, name: str) -> Path:
@@ -117,10 +123,7 @@ class UserData:
     def _write(self, path: Path, data: bytes) -> None:
         if size_of(self._folder) + len(data) > self._max_bytes:
             raise Refused(507, f"settings and workflows would have more than {self._max_bytes >> 20} MiB, the limit")
-        try:
-            write(path, data)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise Refused(409, f"a folder of {path.name!r:.80} is a file") from error
+        write(path, data)
 
     def _info(self, path: Path, folder: Path) -> dict[str, Any]:
         status = path.stat()

@@ -75,7 +75,7 @@ def parse(host: Host, graph: Mapping[str, Any], outputs: Iterable[str] | None = 
         problems.add(None, None, "it has no output node, such as SaveImage or PreviewImage, so there is nothing to run")
     problems.check()
     known = {name: kind for name, kind in types.items() if kind is not None}
-    order = _in_order(graph, known, wanted, problems)
+    order = _in_order(host, graph, known, wanted, problems)
     problems.check()
     nodes = {name: _node_of(host, name, known, graph[name].get("inputs", {}), problems) for name in order}
     problems.check()
@@ -114,7 +114,7 @@ def link_of(value: Any) -> Link | None:
 
 
 def _in_order(
-    graph: Mapping[str, Any], types: Mapping[str, NodeType], wanted: Iterable[str], problems: Problems
+    host: Host, graph: Mapping[str, Any], types: Mapping[str, NodeType], wanted: Iterable[str], problems: Problems
 ) -> list[str]:
     """What the wanted nodes need, sources first; without recursion, for chains may be long."""
     order: dict[str, None] = {}
@@ -131,12 +131,14 @@ def _in_order(
                 stack.pop()
                 continue
             under_way[name] = None
-            for given, value in graph[name].get("inputs", {}).items():
+            inputs = graph[name].get("inputs", {})
+            for given in types[name].inputs_on(host):
+                value = inputs.get(given.name)
                 link = link_of(value)
                 if link is None or link.node in order or link.node not in types:
                     continue
                 if link.node in under_way:
-                    problems.add(name, str(given), f"it is in a circle: node {link.node!r} needs what it gives", value)
+                    problems.add(name, given.name, f"it is in a circle: node {link.node!r} needs what it gives", value)
                     return list(order)
                 stack.append(link.node)
     return list(order)

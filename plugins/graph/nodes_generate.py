@@ -1,5 +1,6 @@
 """The node that makes pictures like one `generate`: its inputs are the request's fields, those of plugins too."""
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,7 +56,13 @@ class GenerateNode:
             (NodeOutput("IMAGE", "IMAGE"),),
             self.run,
             description="Pictures of a prompt in one node, as the command generate makes them.",
+            state=_state,
         )
+
+
+def _state(host: Host, values: Mapping[str, Any]) -> Any:
+    """Another one each time where there are LoRAs: what applies by default may have changed, and only `lora` knows."""
+    return secrets.token_hex(8) if host.store.brought("adapter") else None
 
 
 @lru_cache(4)
