@@ -29,7 +29,7 @@ from .policy import RANKS
 from .publishing import Origin, publish
 from .requests import GenerateRequest, Mode
 from .run import Run
-from .schedulers import suits
+from .schedulers import DIFFUSERS, suits
 from .step_stream import StepStream
 from .stepping import watch
 from .strikes import JOB
@@ -131,7 +131,9 @@ class Runner:
     def _check_scheduler(self, name: str, card: ModelCard) -> None:
         known = {other: make for other, make in self._registry.schedulers.items() if suits(other, card.row.flow)}
         if name not in known:
-            message = f"there is no scheduler {name!r} for {card.family}; {nearest(name, known, 'schedulers')}"
+            message = (
+                f"there is no scheduler {name!r} for {card.family}; {nearest(name, known, 'schedulers', DIFFUSERS)}"
+            )
             raise InvalidParams(message, [{"path": ["scheduler"], "message": message, "got": name}])
 
     def _prepare(self, job: Job) -> None:

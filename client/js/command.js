@@ -4,7 +4,7 @@ import { RemoteError } from "./errors.js";
 import { Listeners } from "./listeners.js";
 
 // As on the host: a newer one takes the place of an unread one of its picture, so a slow reader is never late.
-const LATEST_WINS = new Set(["queued", "preview", "latents", "state", "plugins", "stats"]);
+const LATEST_WINS = new Set(["queued", "preview", "latents", "state", "plugins", "stats", "node_preview", "node_progress"]);
 
 /** A command under way; the host hands it its messages by `take`, and `fail` ends it without one. */
 export class Command {
@@ -83,7 +83,7 @@ export class Command {
 
   #keep(message) {
     if (!this.#isRead && this.#listeners.size > 0) return; // nobody may ever read it
-    const key = LATEST_WINS.has(message.event) ? `${message.event} ${message.index}` : this.#count++;
+    const key = LATEST_WINS.has(message.event) ? `${message.event} ${message.index ?? message.node}` : this.#count++;
     this.#unread.delete(key);
     this.#unread.set(key, message);
     this.#wake();
