@@ -2,11 +2,14 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .errors import LatentwireError
 from .requests import Mode, PreviewOptions, Priority
 
 if TYPE_CHECKING:
@@ -160,6 +163,32 @@ def problem_of(node: Any) -> str | None:
     return None
 
 
+def guarded(node: NodeType, plugin: str) -> NodeType:
+    """The same node, whose functions beside `run` raise nothing but errors that name its plugin."""
+    where = f"node {node.name}"
+
+    def guard(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda host, *args: host.guard.run(plugin, where, partial(function, host, *args), kind=where)
+
+    def guard_choices(given: NodeInput) -> NodeInput:
+        ask = given.choices
+        return replace(given, choices=guard(lambda host: list(ask(host)))) if callable(ask) else given
+
+    def ask_inputs(host: "Host") -> tuple[NodeInput, ...]:
+        found = node.inputs_on(host)
+        problem = problem_of(replace(node, inputs=found))
+        if problem is not None:
+            raise TypeError(problem)
+        return tuple(map(guard_choices, found))
+
+    return replace(
+        node,
+        inputs=guard(ask_inputs) if callable(node.inputs) else tuple(map(guard_choices, node.inputs)),
+        check=node.check and guard(node.check),
+        state=node.state and guard(node.state),
+    )
+
+
 def checked(kind: str, value: Any) -> Any:
     """An output of a node, as the nodes after it may expect it by its type.
 
@@ -175,9 +204,12 @@ def checked(kind: str, value: Any) -> Any:
 
 
 def describe_nodes(host: "Host") -> dict[str, Any]:
-    """All node types in plain values, with what they offer just now."""
-    registry = host.registry
-    return {name: _described(host, node, registry.owners["node", name]) for name, node in registry.nodes.items()}
+    """All node types that can be used in plain values, with what they offer just now."""
+    described: dict[str, Any] = {}
+    for name, node in host.registry.nodes.items():
+        with suppress(LatentwireError):  # its plugin cannot say what it takes, so nobody can use it now
+            described[name] = _described(host, node, host.registry.owners["node", name])
+    return described
 
 
 def _described(host: "Host", node: NodeType, plugin: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from .clock import Clock
 from .errors import PluginError
 from .events import Event
-from .nodes import NodeType, problem_of
+from .nodes import NodeType, guarded, problem_of
 from .schedulers import MakeScheduler
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class PluginRegistry(Entries):
         problem = problem_of(node)
         if problem is not None:
             raise PluginError(problem, plugin=self.plugin)
-        self._add(self.nodes, node.name, node)
+        self._add(self.nodes, node.name, guarded(node, self.plugin))
 
     def add_task(self, name: str, pipelines: MakePipelines, controlnet_pipelines: MakePipelines = {}) -> None:
         """Offer another pipeline; a build takes it with `replace(context.build, task=name)`.

@@ -361,8 +361,8 @@ def test_the_token_is_asked_for_everywhere_and_may_come_as_a_password(tmp_path: 
                     assert http.request(method, route.path).status_code == 401, route.path
             for name, value in (("Authorization", "Basic x"), ("Authorization", "Basic dXNlcjp4"), ("Cookie", "a=b")):
                 assert http.get("/prompt", headers={name: value}).status_code == 401
-            for value in (b"Basic \xff", b"Basic /w==", b"Bearer \xff"):
-                assert http.get("/prompt", headers={b"Authorization": value}).status_code == 401
+            for odd in (b"Basic \xff", b"Basic /w==", b"Bearer \xff"):
+                assert http.get("/prompt", headers={b"Authorization": odd}).status_code == 401
             assert http.get("/prompt", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
         with http_of(served, auth=("anybody", TOKEN)) as http:
             assert http.get("/prompt").status_code == 200

@@ -148,7 +148,7 @@ def test_a_lora_that_applies_by_default_is_a_change_for_the_node_that_takes_it()
     with running_host("graph", "lora") as host:
         call(host, "lora.load", {"path": "loras/emoji-pencil", "name": "pencil"})
         draft = Draft()
-        given = {"prompt": "red apple", "seed": 1, "width": 64, "height": 64, "num_inference_steps": 4}
+        given: dict[str, Any] = {"prompt": "red apple", "seed": 1, "width": 64, "height": 64, "num_inference_steps": 4}
         draft.add("PreviewImage", 0, images=draft.one("LatentwireGenerate", **given))
         (plain,) = run(host, draft.nodes)
         call(host, "lora.default", {"scope": "host", "adapters": [{"name": "pencil", "weight": 1.0}]})
@@ -523,6 +523,38 @@ def register(registry):
     registry.add_node(NodeType("Say", "Say", "text", text, (NodeOutput("STRING", "STRING"),), say))
     registry.add_node(NodeType("Draw", "Draw", "image", (), (NodeOutput("IMAGE", "IMAGE"),), draw))
 """
+
+
+BROKEN = """
+from latentwire import NodeInput, NodeType, hookimpl
+
+def fail(*_):
+    raise RuntimeError("broken")
+
+@hookimpl
+def register(registry):
+    registry.add_node(NodeType("Choices", "", "", (NodeInput("a", "COMBO", choices=fail),), (), fail, output=True))
+    registry.add_node(NodeType("Inputs", "", "", fail, (), fail, output=True))
+    registry.add_node(NodeType("Odd", "", "", lambda host: ["a"], (), fail, output=True))
+    registry.add_node(NodeType("Check", "", "", (), (), fail, output=True, check=fail))
+    registry.add_node(NodeType("State", "", "", (), (), fail, output=True, state=fail))
+"""
+
+
+def test_a_node_that_cannot_say_what_it_takes_is_its_own_plugins_fault(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    with running_host("graph", tmp_path / "broken.py") as host:
+        described = call(host, "describe")["nodes"]
+        assert "KSampler" in described
+        assert not {"Choices", "Inputs", "Odd"} & described.keys()
+        for kind in ("Choices", "Inputs", "Odd", "Check", "State"):
+            for _ in range(3):
+                with pytest.raises(LatentwireError, match="broken") as caught:
+                    run(host, {"1": {"class_type": kind, "inputs": {"a": "b"}}})
+                assert caught.value.code in ("plugin_failed", "invalid_graph")
+        assert host.guard.strikes.reason("graph") is None
+        assert host.guard.strikes.reason("broken")
+        assert run(host, text_to_image(seed=150))
 
 
 def test_what_nodes_give_is_looked_at_before_it_is_used(tmp_path: Path) -> None:
