@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,6 +85,7 @@ class Run:
         self._failed: dict[str, Any] = {}
         self._end: tuple[str, dict[str, Any]] | None = None
         self._cancelled = False
+        self._told_cached = False
         self._working: asyncio.Task[Any] | None = None
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._telling: asyncio.TimerHandle | None = None
@@ -168,13 +169,19 @@ class Run:
                 trouble = trouble or error
         return trouble
 
+    def _tell_cached(self, nodes: Iterable[str]) -> None:
+        self._told_cached = True
+        self._tell("execution_cached", nodes=list(nodes))
+
     async def _heard(self, event: Any) -> None:
         prompt = self._prompt
         if event.name == "node_cached":
             for node in event.nodes:
                 self._set_progress(node, "finished", 1, 1)
-            self._tell("execution_cached", nodes=list(event.nodes))
+            self._tell_cached(event.nodes)
         elif event.name == "node_started":
+            if not self._told_cached:  # clients wait for it, also where there is nothing
+                self._tell_cached(())
             prompt.current = event.node
             self._set_progress(event.node, "running", 0, 1)
             self._clients.tell(prompt.client, "executing", **self._about(event.node))
