@@ -26,7 +26,7 @@ def find(files: FileSettings, name: str, field: str = "path") -> Path:
     Raises:
         InvalidParams: it leads out of the roots, or there is nothing.
     """
-    roots = [root.resolve() for root in (MODELS_FOLDER, *files.roots)]
+    roots = _roots(files)
     if not name or "\0" in name:
         raise _refused(name, field, "a path must not be empty or hold NUL")
     try:
@@ -50,7 +50,7 @@ def lying_in(files: FileSettings, folders: Collection[str]) -> dict[str, str]:
     Returns:
         What `find` takes, by the name of the file or folder; of two that have one name, the one in the earlier root.
     """
-    roots = tuple(root.resolve() for root in (MODELS_FOLDER, *files.roots))
+    roots = _roots(files)
     found: dict[str, str] = {}
     for root in roots:
         for folder in (root, *_listed(root)):
@@ -74,13 +74,18 @@ def check_inside(files: FileSettings, file: Path) -> None:
     Raises:
         InvalidParams: it does not.
     """
-    roots = [root.resolve() for root in (MODELS_FOLDER, *files.roots)]
+    roots = _roots(files)
     if files.hub:
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        roots.append(Path(HF_HUB_CACHE).resolve())
+        roots += (Path(HF_HUB_CACHE).resolve(),)
     if not _stays_inside(file, roots):
         raise _refused(file.name, "path", f"{file.name!r:.200} leads out of the host's folders")
+
+
+def _roots(files: FileSettings) -> tuple[Path, ...]:
+    """The folders that weights may come from, links followed."""
+    return tuple(root.resolve() for root in (MODELS_FOLDER, *files.roots))
 
 
 def _resolved(path: Path) -> Path:

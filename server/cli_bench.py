@@ -38,9 +38,10 @@ def bench(options: argparse.Namespace, file: Path | None, overrides: list[str]) 
     """Measure and print."""
     if options.url is not None:
         return asyncio.run(_measure(options.url, options.token, options))
-    from .own_host import own_host, read_settings, serving_thread
+    from ..core.settings import load_settings
+    from .own_host import own_host, serving_thread
 
-    settings = read_settings(file, overrides)
+    settings = load_settings(file, os.environ, overrides)
     with own_host(settings) as host, serving_thread(host) as url:
         return asyncio.run(_measure(url, settings.server.token, options))
 

@@ -78,9 +78,9 @@ def _findings(file: Path | None, overrides: list[str]) -> Iterator[Finding]:
         return
     yield from _devices()
     try:
-        from .own_host import read_settings
+        from ..core.settings import load_settings
 
-        settings = read_settings(file, overrides)
+        settings = load_settings(file, os.environ, overrides)
     except LatentwireError as error:
         yield Finding("settings", False, error.message, "correct it; docs/settings.md has every setting")
         return

@@ -10,6 +10,14 @@ from ..core.log_context import about
 from ..core.secret_settings import struck_out
 
 
+def quiet_libraries() -> None:
+    """Keep to itself what transformers shows: its bars and hints are for notebooks."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 class TextFormatter(logging.Formatter):
     """`INFO     job finished  [client=..., job=...]`."""
 

@@ -1,6 +1,5 @@
 """A host of the command line's own, in its process: with the settings of `latentwire serve`, and leaving no results."""
 
-import os
 import tempfile
 import threading
 import time
@@ -9,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.settings import PluginSettings, Settings, load_settings
+from ..core.settings import PluginSettings, Settings
+from .logs import quiet_libraries
 
 if TYPE_CHECKING:
     from ..core.host import Host
@@ -17,24 +17,12 @@ if TYPE_CHECKING:
 READY_TIMEOUT_S = 600  # a large model is read from a slow disk
 
 
-def read_settings(file: Path | None, overrides: list[str]) -> Settings:
-    """What `latentwire serve` would run with.
-
-    Raises:
-        SettingsError: they are wrong.
-    """
-    return load_settings(file, os.environ, overrides)
-
-
 @contextmanager
 def own_host(settings: Settings) -> "Iterator[Host]":
     """A host, closed at the end of the block; what it makes is not kept with the results of the real one."""
-    import transformers
-
     from ..core.host import Host
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="latentwire-") as folder:
         plugins = [_elsewhere(plugin, Path(folder)) for plugin in settings.plugins]
         host = Host(settings.model_copy(update={"plugins": plugins}))

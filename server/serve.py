@@ -28,7 +28,7 @@ from ..core.events import Closing
 from ..core.settings import ServerSettings, Settings, load_settings
 from .access import is_loopback
 from .http import HostHttp
-from .logs import set_up
+from .logs import quiet_libraries, set_up
 from .sessions import Sessions
 from .websocket import HARD_LIMIT, HostWebSocket
 
@@ -204,15 +204,12 @@ def _listen(server: ServerSettings) -> socket.socket:
 
 
 def _make(settings: Settings) -> "tuple[Host, Starlette]":
-    import transformers
-
     from ..core.host import Host
     from ..core.memory import keep_freed_memory
     from .app import create_app
 
     keep_freed_memory()
-    transformers.logging.set_verbosity_error()  # its bars and hints are for notebooks
-    transformers.logging.disable_progress_bar()
+    quiet_libraries()
     host = Host(settings)
     return host, create_app(host)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 from PIL import Image as PILImage
 from PIL import ImageDraw
 from websockets.sync.client import connect
@@ -32,6 +33,13 @@ def comfy(folder: Path, *, server: Any = None, clock: Any = None, **settings: An
 def http_of(served: Served, **kwargs: Any) -> httpx2.Client:
     """For requests."""
     return httpx2.Client(base_url=served.http, timeout=60, trust_env=False, **kwargs)
+
+
+@pytest.fixture
+def http(served: Served) -> Iterator[httpx2.Client]:
+    """For requests to the module's own host."""
+    with http_of(served) as http:
+        yield http
 
 
 def text_to_image(seed: int = 1, steps: int = 3, prefix: str = "made", size: int = 64) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from latentwire.plugins.comfy_api.asked import MAX_JSON
 from latentwire.testing import Served, plugin, running_host, serving
 
-from .comfy import CHECKPOINT, Listener, comfy, http_of, picture_of, png, text_to_image
+from .comfy import CHECKPOINT, Listener, comfy, http, http_of, picture_of, png, text_to_image
 
 SECRET = "the contents of a file that is none of theirs"
 HOSTILE = [
@@ -33,6 +33,9 @@ HOSTILE = [
 ]
 
 
+__all__ = ["http"]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comfy") / "kept"
@@ -45,12 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(folder: Path) -> Iterator[Served]:
     with comfy(folder, max_upload_mib=1) as served:
         yield served
-
-
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx2.Client]:
-    with http_of(served) as http:
-        yield http
 
 
 def upload(http: httpx2.Client, name: str, data: bytes, **fields: str) -> httpx2.Response:

@@ -25,6 +25,7 @@ from latentwire.testing import Served, generate
 from .comfy import (
     Listener,
     comfy,
+    http,
     http_of,
     image_to_image,
     picture_of,
@@ -40,6 +41,9 @@ from .raw_socket import RawClient
 METADATA = {"supports_preview_metadata": True}
 
 
+__all__ = ["http"]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("comfy")
@@ -49,12 +53,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(folder: Path) -> Iterator[Served]:
     with comfy(folder, max_running=2) as served:
         yield served
-
-
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx2.Client]:
-    with http_of(served) as http:
-        yield http
 
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

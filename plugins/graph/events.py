@@ -27,69 +27,63 @@ class NodeCached(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class NodeStarted(Event):
+class NodeEvent(Event):
+    """What all events of a node share: the run's id, and the node's in its graph."""
+
+    run: str
+    node: str
+
+    @property
+    def subject(self) -> Hashable:
+        return self.node
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStarted(NodeEvent):
     """A node runs."""
 
     name: ClassVar[str] = "node_started"
 
-    run: str
-    node: str
     class_type: str
 
 
 @dataclass(frozen=True, slots=True)
-class NodeProgress(Event):
+class NodeProgress(NodeEvent):
     """How far a node is, such as the steps of a sampler."""
 
     name: ClassVar[str] = "node_progress"
     latest_wins: ClassVar[bool] = True
 
-    run: str
-    node: str
     value: float
     maximum: float
 
-    @property
-    def subject(self) -> Hashable:
-        return self.node
-
 
 @dataclass(frozen=True, slots=True)
-class NodePreview(Event):
+class NodePreview(NodeEvent):
     """How what a node makes looks so far."""
 
     name: ClassVar[str] = "node_preview"
     latest_wins: ClassVar[bool] = True
 
-    run: str
-    node: str
     step: int
     image: Picture
 
-    @property
-    def subject(self) -> Hashable:
-        return self.node
-
 
 @dataclass(frozen=True, slots=True)
-class NodeFinished(Event):
+class NodeFinished(NodeEvent):
     """A node is done. `images` are what an output node shows; an output node that was cached tells of them again."""
 
     name: ClassVar[str] = "node_finished"
 
-    run: str
-    node: str
     images: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class NodeFailed(Event):
+class NodeFailed(NodeEvent):
     """A node failed, and so has the run."""
 
     name: ClassVar[str] = "node_failed"
 
-    run: str
-    node: str
     class_type: str
     code: str
     message: str

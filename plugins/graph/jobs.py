@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from latentwire import (
 
 from .refusals import refused
 from .values import Adapters, Pixels
-
-if TYPE_CHECKING:
-    pass
 
 FAMILIES = {
     "StableDiffusionPipeline": "StableDiffusion",
